@@ -1,0 +1,768 @@
+"""The nouns every room shares: frozen, strict, and canonical to the byte.
+
+Units are in the names: ``*_wei`` (uint256), ``*_ppm`` (0 to 1,000,000), ``*_ms`` (Unix
+milliseconds). A noun has two encodings and each is unique:
+
+* ``canonical()``: DAG-CBOR, what is hashed and signed. Absent optional fields are left out,
+  ``*_wei`` amounts are 32-byte big-endian strings (DAG-CBOR integers end at 64 bits).
+* ``jsonable()``: for ``metadata.json`` and people: bytes as ``0x…`` hex, amounts as decimal text.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Final, Self, TypeVar
+
+from eth_utils.address import is_checksum_address
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from daifi_flows.encoding import (
+    MAX_CBOR_BYTES,
+    canonical,
+    canonical_json,
+    cid_of,
+    cid_sha256,
+    decode_canonical,
+    keccak256,
+    merkle_root,
+    tagged_hash,
+)
+from daifi_flows.errors import EncodingError
+
+__all__ = [
+    "PPM",
+    "Address",
+    "Attestation",
+    "BlockHeader",
+    "Bytes32",
+    "Cid",
+    "Committee",
+    "ComputeNFT",
+    "Content",
+    "CoreMetadata",
+    "Decision",
+    "Execution",
+    "Materials",
+    "ModelFile",
+    "ModelManifest",
+    "ModelRef",
+    "NodeInfo",
+    "NodeResult",
+    "Noun",
+    "Payment",
+    "Ppm",
+    "Proof",
+    "ProofHeader",
+    "QuorumCertificate",
+    "Receipt",
+    "Review",
+    "ReviewRequest",
+    "Sampling",
+    "Seat",
+    "Statement",
+    "TaskSpec",
+    "TxReceipt",
+    "Uint",
+    "Usage",
+    "Vote",
+    "VoteChoice",
+    "VoteCommit",
+    "VoteReveal",
+    "Wei",
+    "attestation_message",
+    "manifest_digest",
+    "model_digest",
+    "proof_digest",
+    "token_id_of",
+]
+
+PPM: Final = 1_000_000
+"""One, in parts per million."""
+
+N = TypeVar("N", bound="Noun")
+
+
+def _from_hex(value: Any) -> Any:
+    if isinstance(value, str):
+        if not value.startswith("0x") or value != value.lower():
+            raise ValueError("bytes in JSON are lower-case hex with a 0x prefix")
+        return bytes.fromhex(value[2:])
+    return value
+
+
+def _to_wei(value: Any) -> Any:
+    if isinstance(value, bytes):
+        if len(value) != 32:
+            raise ValueError("an amount is 32 bytes, big-endian")
+        return int.from_bytes(value, "big")
+    if isinstance(value, str):
+        if not value.isdecimal() or str(int(value)) != value:
+            raise ValueError("an amount in JSON is a decimal text")
+        return int(value)
+    return value
+
+
+def _checksummed(value: str) -> str:
+    if not is_checksum_address(value):
+        raise ValueError("an address is 0x and 40 hex digits with its EIP-55 checksum")
+    return value
+
+
+def _canonical_cid(value: str) -> str:
+    try:
+        cid_sha256(value)
+    except EncodingError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+Uint = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+Ppm = Annotated[int, Field(ge=0, le=PPM, strict=True)]
+Wei = Annotated[int, BeforeValidator(_to_wei), Field(ge=0, lt=2**256, strict=True)]
+Raw = Annotated[bytes, BeforeValidator(_from_hex), Field(strict=True)]
+Bytes32 = Annotated[bytes, BeforeValidator(_from_hex), Field(min_length=32, max_length=32)]
+Bytes48 = Annotated[bytes, BeforeValidator(_from_hex), Field(min_length=48, max_length=48)]
+Bytes65 = Annotated[bytes, BeforeValidator(_from_hex), Field(min_length=65, max_length=65)]
+Bytes96 = Annotated[bytes, BeforeValidator(_from_hex), Field(min_length=96, max_length=96)]
+Address = Annotated[str, AfterValidator(_checksummed)]
+Cid = Annotated[str, AfterValidator(_canonical_cid)]
+Label = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class Noun(BaseModel):
+    """Base of every shared value: immutable, no unknown fields, one encoding."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="hex")
+
+    def plain(self) -> dict[str, Any]:
+        """Maps, lists, integers, bytes and text, ready for :func:`encoding.canonical`."""
+        return {
+            name: _plain(name, value)
+            for name in type(self).model_fields
+            if (value := getattr(self, name)) is not None
+        }
+
+    def canonical(self) -> bytes:
+        """The DAG-CBOR that is hashed and signed."""
+        return canonical(self.plain())
+
+    @classmethod
+    def from_canonical(cls, data: bytes, *, max_bytes: int = MAX_CBOR_BYTES) -> Self:
+        """Parse what :meth:`canonical` wrote; anything else is refused.
+
+        Raises:
+            EncodingError: not canonical, or not this noun.
+        """
+        noun = cls.from_plain(decode_canonical(data, max_bytes=max_bytes))
+        if noun.canonical() != data:
+            raise EncodingError(f"not the canonical form of a {cls.__name__}")
+        return noun
+
+    @classmethod
+    def from_plain(cls, value: Any) -> Self:
+        """Build from maps and lists, hex or bytes.
+
+        Raises:
+            EncodingError: a field is missing, unknown or out of range.
+        """
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "value"
+            raise EncodingError(f"not a {cls.__name__}: {where}: {first['msg']}") from error
+
+    def jsonable(self) -> dict[str, Any]:
+        """The same value as JSON types: hex for bytes, decimal text for wei."""
+        return {
+            name: _jsonable(name, value)
+            for name in type(self).model_fields
+            if (value := getattr(self, name)) is not None
+        }
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, Noun):
+        return value.plain()
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, tuple | list):
+        return [_plain(name, item) for item in value]
+    if isinstance(value, int) and name.endswith("_wei"):
+        return value.to_bytes(32, "big")
+    return value
+
+
+def _jsonable(name: str, value: Any) -> Any:
+    if isinstance(value, Noun):
+        return value.jsonable()
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, tuple | list):
+        return [_jsonable(name, item) for item in value]
+    if isinstance(value, bytes):
+        return "0x" + value.hex()
+    if isinstance(value, int) and name.endswith("_wei"):
+        return str(value)
+    return value
+
+
+# What a step is asked to do
+
+
+class ModelRef(Noun):
+    """Which weights, run how. ``digest`` is the Merkle root over the model's files."""
+
+    name: Label
+    digest: Bytes32
+    engine: Label
+    precision: Label
+
+
+class Sampling(Noun):
+    """Token t is ``argmax(logits / temperature + gumbel(seed, t))``; plain argmax at 0."""
+
+    temperature_ppm: Uint = 0
+    seed: Uint = 0
+    max_tokens: Uint = 96
+
+
+class Review(Noun):
+    """How strictly a step is checked. ``attempts`` bounds how many nodes may try."""
+
+    min_confidence_ppm: Ppm = 990_000
+    attempts: Annotated[int, Field(ge=1, le=16, strict=True)] = 3
+
+
+class Content(Noun):
+    """An input or output: typed bytes with a salt, so that its CID is a hiding commitment."""
+
+    media_type: Label
+    data: Raw
+    salt: Bytes32
+
+    @classmethod
+    def text(cls, value: str, salt: bytes | None = None) -> Content:
+        """UTF-8 text."""
+        salt = salt if salt is not None else secrets.token_bytes(32)
+        return cls(media_type="text/plain;charset=utf-8", data=value.encode(), salt=salt)
+
+    @classmethod
+    def json_value(cls, value: Any, salt: bytes | None = None) -> Content:
+        """Any JSON value, in its canonical spelling (finite floats allowed).
+
+        Raises:
+            EncodingError: the value is not JSON.
+        """
+        salt = salt if salt is not None else secrets.token_bytes(32)
+        return cls(media_type="application/json", data=canonical_json(value), salt=salt)
+
+    @property
+    def cid(self) -> str:
+        """CIDv1 of the salted block."""
+        return cid_of(self.canonical(), "dag-cbor")
+
+    def value(self) -> Any:
+        """The text, the JSON value, or the bytes.
+
+        Raises:
+            EncodingError: the bytes are not what the media type says.
+        """
+        try:
+            if self.media_type == "application/json":
+                return json.loads(self.data)
+            if self.media_type.startswith("text/"):
+                return self.data.decode()
+        except (ValueError, RecursionError) as error:
+            raise EncodingError(f"content is not valid {self.media_type}: {error}") from error
+        return self.data
+
+
+class TaskSpec(Noun):
+    """Everything that fixes what a step must compute, and the terms the buyer signs."""
+
+    kind: Label
+    model: ModelRef
+    input_cid: Cid
+    sampling: Sampling | None = None
+    parents: tuple[Bytes32, ...] = ()
+    scheme: Label
+    review: Review = Review()
+    max_price_wei: Wei
+    deadline_ms: Uint
+    buyer: Address
+    nonce: Bytes32
+
+    @property
+    def task_id(self) -> bytes:
+        """``keccak256("daifi/task/1" ‖ dag-cbor(spec))``."""
+        return tagged_hash("daifi/task/1", self.plain())
+
+
+def token_id_of(task_id: bytes) -> bytes:
+    """The cNFT's id (an ERC-721 uint256, big-endian) that settling ``task_id`` mints."""
+    return keccak256(b"daifi/token/1" + task_id)
+
+
+# What a node answers
+
+
+class Usage(Noun):
+    """Resources spent: tokens, floating-point operations, wall milliseconds on the node."""
+
+    prompt_tokens: Uint = 0
+    output_tokens: Uint = 0
+    flops: Uint = 0
+    duration_ms: Uint = 0
+
+
+class Statement(Noun):
+    """What a proof is about. ``transcript`` commits to the scheme's own trace."""
+
+    task_id: Bytes32
+    model_digest: Bytes32
+    input_cid: Cid
+    output_cid: Cid
+    transcript: Bytes32
+    usage: Usage
+
+
+class ProofHeader(Noun):
+    """A proof without its payload: what the ledger records. ``node`` signed :meth:`digest`."""
+
+    scheme: Label
+    statement: Statement
+    payload_hash: Bytes32
+    node: Address
+    signature: Bytes65
+
+    def digest(self) -> bytes:
+        """What the node signs, 32 bytes."""
+        return proof_digest(self.scheme, self.statement, self.payload_hash, self.node)
+
+
+def proof_digest(scheme: str, statement: Statement, payload_hash: bytes, node: str) -> bytes:
+    """``keccak256("daifi/proof/1" ‖ dag-cbor(header without signature))``."""
+    return tagged_hash(
+        "daifi/proof/1",
+        {
+            "scheme": scheme,
+            "statement": statement.plain(),
+            "payload_hash": payload_hash,
+            "node": node,
+        },
+    )
+
+
+class Proof(Noun):
+    """A statement, the scheme's payload and the node's signature over both."""
+
+    scheme: Label
+    statement: Statement
+    payload: Raw
+    node: Address
+    signature: Bytes65
+
+    @property
+    def header(self) -> ProofHeader:
+        """The proof with its payload replaced by its hash."""
+        return ProofHeader(
+            scheme=self.scheme,
+            statement=self.statement,
+            payload_hash=keccak256(self.payload),
+            node=self.node,
+            signature=self.signature,
+        )
+
+    @property
+    def cid(self) -> str:
+        """CIDv1 of the whole proof."""
+        return cid_of(self.canonical(), "dag-cbor")
+
+
+class ModelFile(Noun):
+    """One file of a model."""
+
+    path: Label
+    size: Uint
+    sha256: Bytes32
+
+
+class ModelManifest(Noun):
+    """A signed list of a model's files: the bundle's ``model_attestation``.
+
+    The model's digest is the Merkle root over the canonical form of ``files``, sorted by path.
+    """
+
+    model: ModelRef
+    files: Annotated[tuple[ModelFile, ...], Field(min_length=1, max_length=4096)]
+    signer: Address
+    signature: Bytes65
+
+    def digest(self) -> bytes:
+        """What the signer signs, 32 bytes."""
+        return manifest_digest(self.model, self.files, self.signer)
+
+
+def model_digest(files: tuple[ModelFile, ...]) -> bytes:
+    """Merkle root over a model's files, sorted by path, 32 bytes."""
+    ordered = sorted(files, key=lambda file: file.path)
+    return merkle_root([file.canonical() for file in ordered])
+
+
+def manifest_digest(model: ModelRef, files: tuple[ModelFile, ...], signer: str) -> bytes:
+    """``keccak256("daifi/model/1" ‖ dag-cbor(manifest without signature))``."""
+    return tagged_hash(
+        "daifi/model/1",
+        {
+            "model": model.plain(),
+            "files": [file.plain() for file in files],
+            "signer": signer,
+        },
+    )
+
+
+class NodeResult(Noun):
+    """What comes back from a node."""
+
+    output: Content
+    proof: Proof
+    manifest: ModelManifest
+
+
+class NodeInfo(Noun):
+    """A node as the router sees it."""
+
+    name: Label
+    address: Address
+    device: Label
+    engines: tuple[str, ...]
+    price_wei: Wei
+    """Flat price for one step, in wei."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What an engine returns inside a node: output, usage, and the evidence a proof needs.
+
+    ``evidence`` is the scheme's business: ``prompt_tokens`` and ``output_tokens`` (lists of int)
+    for token-difr, ``onnx`` (bytes) and ``inputs`` (float arrays) for zk, nothing for digest.
+    """
+
+    output: Content
+    usage: Usage
+    evidence: Mapping[str, Any] = field(default_factory=lambda: {})
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a step needs beside its input: content-addressed blobs, and a user's function.
+
+    ``blobs`` maps a raw CID to its bytes (whoever uses one checks it). ``function`` crosses only
+    Ray's own transport, from the flow's author to the author's own cluster.
+    """
+
+    blobs: Mapping[str, bytes] = field(default_factory=lambda: {})
+    function: Callable[..., Any] | None = None
+
+
+# The committee
+
+
+class Decision(StrEnum):
+    """What the committee found. Unproven is not cheating: refunded, nobody slashed."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    UNPROVEN = "unproven"
+
+
+class VoteChoice(StrEnum):
+    """What one seat found."""
+
+    ACCEPT = "accept"
+    REJECT = "reject"
+    ABSTAIN = "abstain"
+
+
+class Seat(Noun):
+    """One of the committee's seats: BLS public key with proof of possession, payee account."""
+
+    index: Annotated[int, Field(ge=0, lt=63, strict=True)]
+    public: Bytes48
+    possession: Bytes96
+    account: Address
+
+
+class Committee(Noun):
+    """The seats of an epoch. n = 21, f = 6, quorum 14 by default (DESIGN: two quorums of 13
+    could share only Byzantine seats)."""
+
+    epoch: Uint
+    seats: tuple[Seat, ...]
+
+    @property
+    def faults(self) -> int:
+        """f: how many Byzantine seats are tolerated, ⌊(n−1)/3⌋."""
+        return (len(self.seats) - 1) // 3
+
+    @property
+    def quorum(self) -> int:
+        """⌊(n+f)/2⌋ + 1."""
+        return (len(self.seats) + self.faults) // 2 + 1
+
+    @property
+    def digest(self) -> bytes:
+        """What block headers commit to."""
+        return tagged_hash("daifi/committee/1", self.plain())
+
+    def signers(self, bitmap: int) -> tuple[Seat, ...]:
+        """Seats whose bit is set.
+
+        Raises:
+            EncodingError: a bit beyond the last seat is set.
+        """
+        if bitmap >> len(self.seats):
+            raise EncodingError("the signer bitmap names a seat the committee does not have")
+        return tuple(seat for seat in self.seats if bitmap >> seat.index & 1)
+
+
+class Vote(Noun):
+    """One seat's finding. ``reason`` is data for people, never interpreted."""
+
+    seat: Uint
+    task_id: Bytes32
+    proof_cid: Cid
+    decision: VoteChoice
+    confidence_ppm: Ppm
+    reason: Annotated[str, Field(max_length=500)] = ""
+
+    def commitment(self, salt: bytes) -> bytes:
+        """Salted hash sent in the first round, 32 bytes."""
+        return tagged_hash("daifi/vote/1", {"vote": self.plain(), "salt": salt})
+
+
+class VoteCommit(Noun):
+    """Round one: a seat binds itself to a vote nobody can read or copy."""
+
+    seat: Uint
+    task_id: Bytes32
+    proof_cid: Cid
+    commitment: Bytes32
+    signature: Bytes96
+
+    def message(self) -> bytes:
+        """What the seat's BLS key signs."""
+        return b"daifi/vote-commit/1" + canonical(
+            {
+                "seat": self.seat,
+                "task_id": self.task_id,
+                "proof_cid": self.proof_cid,
+                "commitment": self.commitment,
+            }
+        )
+
+
+class VoteReveal(Noun):
+    """Round two: the vote and the salt that open the commitment."""
+
+    vote: Vote
+    salt: Bytes32
+
+
+class Attestation(Noun):
+    """The committee's signed finding on one execution of one task."""
+
+    ledger_id: Bytes32
+    epoch: Uint
+    task_id: Bytes32
+    attempt: Uint
+    node: Address
+    output_cid: Cid
+    proof_cid: Cid
+    decision: Decision
+    confidence_ppm: Ppm
+    signers: Uint
+    signature: Bytes96
+
+    def message(self) -> bytes:
+        """What every signing seat signed: all fields but the bitmap and the signature."""
+        return attestation_message(
+            ledger_id=self.ledger_id,
+            epoch=self.epoch,
+            task_id=self.task_id,
+            attempt=self.attempt,
+            node=self.node,
+            output_cid=self.output_cid,
+            proof_cid=self.proof_cid,
+            decision=self.decision,
+            confidence_ppm=self.confidence_ppm,
+        )
+
+
+def attestation_message(
+    *,
+    ledger_id: bytes,
+    epoch: int,
+    task_id: bytes,
+    attempt: int,
+    node: str,
+    output_cid: str,
+    proof_cid: str,
+    decision: Decision,
+    confidence_ppm: int,
+) -> bytes:
+    """Canonical bytes of an attestation, bound to ledger, epoch, task, attempt and node."""
+    return b"daifi/attestation/1" + canonical(
+        {
+            "ledger_id": ledger_id,
+            "epoch": epoch,
+            "task_id": task_id,
+            "attempt": attempt,
+            "node": node,
+            "output_cid": output_cid,
+            "proof_cid": proof_cid,
+            "decision": decision.value,
+            "confidence_ppm": confidence_ppm,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class ReviewRequest:
+    """What the committee is asked: did this node's result come from this spec?"""
+
+    ledger_id: bytes
+    committee: Committee
+    spec: TaskSpec
+    attempt: int
+    input: Content
+    result: NodeResult
+    materials: Materials = field(default_factory=Materials)
+
+
+# The ledger's public face
+
+
+class Payment(Noun):
+    """Money that moved: to whom, how much, why (``node``, ``committee``, ``treasury``,
+    ``refund``, ``slash``, ``royalty``)."""
+
+    to: Address
+    amount_wei: Wei
+    reason: Label
+
+
+class TxReceipt(Noun):
+    """What one transaction did; the leaf under a block's receipt root."""
+
+    tx: Bytes32
+    kind: Label
+    sender: Address
+    task_id: Bytes32 | None = None
+    token_id: Bytes32 | None = None
+    node: Address | None = None
+    attestation: Bytes32 | None = None
+    """Keccak-256 of the canonical attestation that was applied."""
+    content: Bytes32 | None = None
+    """Digest of the bundle's core metadata (settle) or of the effect (effect)."""
+    payments: tuple[Payment, ...] = ()
+
+
+class BlockHeader(Noun):
+    """A block's commitments. Final at once: 14 of 21 seats sign :meth:`digest`."""
+
+    ledger_id: Bytes32
+    height: Uint
+    parent: Bytes32
+    tx_root: Bytes32
+    receipt_root: Bytes32
+    state_root: Bytes32
+    timestamp_ms: Uint
+    proposer: Address
+    epoch: Uint
+    committee: Bytes32
+
+    @property
+    def digest(self) -> bytes:
+        """Block hash, 32 bytes."""
+        return tagged_hash("daifi/block/1", self.plain())
+
+
+class QuorumCertificate(Noun):
+    """Signer bitmap and one aggregate BLS signature over a block hash."""
+
+    signers: Uint
+    signature: Bytes96
+
+    @staticmethod
+    def message(block_hash: bytes) -> bytes:
+        """What a seat signs to make a block final."""
+        return b"daifi/qc/1" + block_hash
+
+
+class Receipt(Noun):
+    """Inclusion of one transaction receipt in one certified block."""
+
+    header: BlockHeader
+    certificate: QuorumCertificate
+    leaf: TxReceipt
+    index: Uint
+    size: Uint
+    path: Annotated[tuple[Bytes32, ...], Field(max_length=64)]
+
+
+# The bundle
+
+
+class CoreMetadata(Noun):
+    """The part of ``metadata.json`` that the settlement transaction commits to."""
+
+    name: Label
+    spec: TaskSpec
+    node: Address
+    usage: Usage
+    timestamp_ms: Uint
+    output_cid: Cid
+    output_encryption: Label
+    """``none`` or ``x25519-sealed-box``."""
+    output_file_cid: Cid
+    proof_cid: Cid
+    manifest_cid: Cid
+
+    @property
+    def digest(self) -> bytes:
+        """What the settlement transaction and its receipt carry."""
+        return tagged_hash("daifi/metadata/1", self.plain())
+
+
+@dataclass(frozen=True)
+class ComputeNFT:
+    """One verified, settled step: what a ``cnft_task`` returns and later steps build on.
+
+    ``output`` is the step's plain Python value. Passing a cNFT to another step records it as
+    that step's parent.
+    """
+
+    token_id: bytes
+    task_id: bytes
+    name: str
+    owner: str
+    parents: tuple[bytes, ...]
+    spec: TaskSpec
+    output: Any
+    attestation: Attestation
+    receipt: Receipt
+    bundle: Path
+    bundle_cid: str
+    proof_bytes: int
+    effect: Any = None
+    """What a step's after-settlement action returned (``act``: the tool's return value)."""
+    timings_ms: Mapping[str, int] = field(default_factory=lambda: {})
+    attempts: tuple[Mapping[str, Any], ...] = ()
+    """Executions that failed before this one: ``node``, ``reason``, ``slashed_wei``."""

@@ -1,0 +1,248 @@
+"""Canonical bytes, hashes, content ids and Merkle trees.
+
+Everything that is hashed or signed is DAG-CBOR (https://ipld.io/specs/codecs/dag-cbor/) of maps,
+lists, integers, byte strings and text: no floats, no booleans, no nulls, so that two honest
+implementations can never disagree on a byte. Files a person reads (``metadata.json``) use one
+canonical JSON form with the same rule. Content ids are CIDv1 with sha2-256 in base32.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+import libipld
+from eth_hash.auto import keccak
+
+from daifi_flows.errors import EncodingError
+
+__all__ = [
+    "MAX_CBOR_BYTES",
+    "canonical",
+    "canonical_json",
+    "cid_of",
+    "cid_sha256",
+    "decode_canonical",
+    "decode_canonical_json",
+    "keccak256",
+    "merkle_proof",
+    "merkle_root",
+    "sha256",
+    "tagged_hash",
+    "verify_merkle",
+]
+
+MAX_CBOR_BYTES: Final = 64 * 1024 * 1024
+"""Largest canonical object decoded from a stranger, in bytes."""
+
+_CODECS: Final = {"raw": 0x55, "dag-pb": 0x70, "dag-cbor": 0x71}
+
+
+def keccak256(data: bytes) -> bytes:
+    """Keccak-256 as used by Ethereum (not SHA3-256), 32 bytes."""
+    return keccak(data)
+
+
+def sha256(data: bytes) -> bytes:
+    """SHA-256, 32 bytes."""
+    return hashlib.sha256(data).digest()
+
+
+def tagged_hash(tag: str, value: Any) -> bytes:
+    """``keccak256(tag ‖ dag-cbor(value))``: domain-separated digest of a canonical value.
+
+    >>> tagged_hash("daifi/task/1", {"a": 1}).hex()[:8]
+    '3d4bd3c5'
+    """
+    return keccak256(tag.encode() + canonical(value))
+
+
+def _check_plain(value: Any, depth: int = 0) -> None:
+    if depth > 64:
+        raise EncodingError("value is nested deeper than 64 levels; flatten it")
+    if isinstance(value, bool) or value is None or isinstance(value, float):
+        raise EncodingError(
+            f"{type(value).__name__} {value!r} cannot be hashed: use integers, bytes and text"
+        )
+    if isinstance(value, int | str | bytes):
+        return
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise EncodingError(f"map key {key!r} is not text")
+            _check_plain(item, depth + 1)
+        return
+    if isinstance(value, list | tuple):
+        for item in value:
+            _check_plain(item, depth + 1)
+        return
+    raise EncodingError(f"{type(value).__name__} cannot be hashed: use integers, bytes and text")
+
+
+def canonical(value: Any) -> bytes:
+    """DAG-CBOR of maps, lists, integers, bytes and text.
+
+    Raises:
+        EncodingError: the value holds a float, boolean, null, a 65-bit integer, or another type.
+    """
+    _check_plain(value)
+    try:
+        return libipld.encode_dag_cbor(value)
+    except (ValueError, OverflowError, TypeError) as error:
+        raise EncodingError(f"value cannot be encoded as DAG-CBOR: {error}") from error
+
+
+def decode_canonical(data: bytes, *, max_bytes: int = MAX_CBOR_BYTES) -> Any:
+    """Parse exactly one canonical object; any other byte string is refused.
+
+    Raises:
+        EncodingError: too large, truncated, trailing bytes, not canonical, or forbidden types.
+    """
+    if len(data) > max_bytes:
+        raise EncodingError(f"object of {len(data)} bytes is over the limit of {max_bytes}")
+    try:
+        value = libipld.decode_dag_cbor(bytes(data))
+    except (ValueError, RecursionError, OverflowError, TypeError) as error:
+        raise EncodingError(f"not canonical DAG-CBOR: {error}") from error
+    if canonical(value) != data:
+        raise EncodingError("not canonical DAG-CBOR: it encodes differently")
+    return value
+
+
+def canonical_json(value: Any) -> bytes:
+    """One JSON text per value: sorted keys, no spaces, UTF-8, finite numbers, a final newline."""
+    try:
+        text = json.dumps(
+            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
+        return (text + "\n").encode()
+    except (TypeError, ValueError, RecursionError, UnicodeEncodeError) as error:
+        raise EncodingError(f"value cannot be written as canonical JSON: {error}") from error
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        raise EncodingError("JSON object repeats a key")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> Any:
+    raise EncodingError(f"JSON holds {name}, which is not a number")
+
+
+def decode_canonical_json(data: bytes, *, max_bytes: int = MAX_CBOR_BYTES) -> Any:
+    """Parse JSON that must be byte for byte what :func:`canonical_json` writes.
+
+    Raises:
+        EncodingError: too large, not UTF-8, not JSON, or another spelling of the same value.
+    """
+    if len(data) > max_bytes:
+        raise EncodingError(f"JSON of {len(data)} bytes is over the limit of {max_bytes}")
+    try:
+        value = json.loads(
+            data.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise EncodingError(f"not JSON: {error}") from error
+    if canonical_json(value) != data:
+        raise EncodingError("not canonical JSON: it is spelt differently")
+    return value
+
+
+def cid_of(data: bytes, codec: str = "raw") -> str:
+    """CIDv1 (sha2-256, base32 lower case) of a block.
+
+    >>> cid_of(b"")
+    'bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku'
+    """
+    raw = bytes([0x01, _CODECS[codec], 0x12, 0x20]) + sha256(data)
+    return "b" + base64.b32encode(raw).decode().lower().rstrip("=")
+
+
+def cid_sha256(cid: str) -> tuple[str, bytes]:
+    """Codec name and sha2-256 digest of a CIDv1 text.
+
+    Raises:
+        EncodingError: not a canonical CIDv1/sha2-256/base32 text with a known codec.
+    """
+    if len(cid) != 59 or not cid.startswith("b"):
+        raise EncodingError(f"{cid[:80]!r} is not a CIDv1 in base32 with sha2-256")
+    body = cid[1:].upper()
+    try:
+        raw = base64.b32decode(body + "=" * (-len(body) % 8))
+    except ValueError as error:
+        raise EncodingError(f"{cid!r} is not base32") from error
+    names = {code: name for name, code in _CODECS.items()}
+    if raw[0] != 1 or raw[1] not in names or raw[2:4] != b"\x12\x20" or len(raw) != 36:
+        raise EncodingError(f"{cid!r} is not a CIDv1 with sha2-256 and a known codec")
+    if "b" + base64.b32encode(raw).decode().lower().rstrip("=") != cid:
+        raise EncodingError(f"{cid!r} is not in canonical form")
+    return names[raw[1]], raw[4:]
+
+
+# Merkle trees: RFC 9162 section 2.1 (domain-separated leaves and nodes), with Keccak-256.
+
+
+def _leaf(data: bytes) -> bytes:
+    return keccak256(b"\x00" + data)
+
+
+def _node(left: bytes, right: bytes) -> bytes:
+    return keccak256(b"\x01" + left + right)
+
+
+def _levels(leaves: Sequence[bytes]) -> list[list[bytes]]:
+    level = [_leaf(leaf) for leaf in leaves]
+    levels = [level]
+    while len(level) > 1:
+        paired = [_node(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
+        if len(level) % 2:
+            paired.append(level[-1])
+        level = paired
+        levels.append(level)
+    return levels
+
+
+def merkle_root(leaves: Sequence[bytes]) -> bytes:
+    """Root over leaves in order, 32 bytes; ``keccak256(b"")`` for no leaves (RFC 9162 2.1.1)."""
+    return _levels(leaves)[-1][0] if leaves else keccak256(b"")
+
+
+def merkle_proof(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
+    """Sibling hashes from leaf ``index`` to the root (RFC 9162 2.1.3).
+
+    Raises:
+        EncodingError: there is no such leaf.
+    """
+    if not 0 <= index < len(leaves):
+        raise EncodingError(f"there is no leaf {index} in a tree of {len(leaves)}")
+    path = []
+    for level in _levels(leaves)[:-1]:
+        sibling = index ^ 1
+        if sibling < len(level):
+            path.append(level[sibling])
+        index //= 2
+    return tuple(path)
+
+
+def verify_merkle(
+    root: bytes, leaf: bytes, index: int, size: int, path: Sequence[bytes]
+) -> bool:
+    """Whether ``leaf`` is leaf ``index`` of the tree of ``size`` leaves with this root."""
+    if not 0 <= index < size or len(path) > 64:
+        return False
+    remaining = list(path)
+    digest = _leaf(leaf)
+    while size > 1:
+        if index % 2 == 1 or index + 1 < size:
+            if not remaining:
+                return False
+            sibling = remaining.pop(0)
+            digest = _node(sibling, digest) if index % 2 else _node(digest, sibling)
+        index //= 2
+        size = (size + 1) // 2
+    return not remaining and digest == root

@@ -1,0 +1,262 @@
+"""secp256k1 accounts, BLS keys and aggregates, sealed boxes.
+
+Accounts sign transactions, proofs and manifests (Ethereum addresses, EIP-55). Committee seats sign
+with BLS12-381, minimal public keys in G1 and signatures in G2, ciphersuite
+``BLS_SIG_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_`` (draft-irtf-cfrg-bls-signature), as Ethereum's
+consensus layer does. Private outputs travel in X25519 sealed boxes (libsodium).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Final
+
+from blspy import G1Element, G2Element, PopSchemeMPL, PrivateKey
+from eth_keys.backends import CoinCurveECCBackend
+from eth_keys.datatypes import PrivateKey as EthPrivateKey
+from eth_keys.datatypes import Signature as EthSignature
+from eth_keys.exceptions import BadSignature, ValidationError
+from nacl.exceptions import CryptoError
+from nacl.public import PrivateKey as BoxPrivateKey
+from nacl.public import PublicKey as BoxPublicKey
+from nacl.public import SealedBox
+
+from daifi_flows.encoding import keccak256
+from daifi_flows.errors import KeyError_
+
+__all__ = [
+    "Account",
+    "BlsKey",
+    "aggregate_bls",
+    "check_possession",
+    "open_box",
+    "recover_address",
+    "seal_box",
+    "verify_bls",
+    "verify_bls_aggregate",
+]
+
+_BACKEND: Final = CoinCurveECCBackend()
+_SECP256K1_HALF_N: Final = (
+    0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
+)
+"""Half the group order: a larger ``s`` is the malleated twin of a signature (EIP-2)."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """A secp256k1 key and its Ethereum address.
+
+    >>> Account.from_seed(b"buyer").address
+    '0x1e4A2Dd9Bd5447AcfE29A1B33Ff1f0Ae2B1C9aAE'
+    """
+
+    secret: bytes
+
+    @classmethod
+    def create(cls) -> Account:
+        """A fresh random account."""
+        return cls(EthPrivateKey(secrets.token_bytes(32), backend=_BACKEND).to_bytes())
+
+    @classmethod
+    def from_seed(cls, seed: bytes) -> Account:
+        """A deterministic account, for tests and for keys derived from a keystore secret."""
+        return cls(keccak256(b"daifi/account/1" + seed))
+
+    @classmethod
+    def load(cls, path: Path) -> Account:
+        """Read the key file at ``path``, creating it (mode 0600) when it is not there.
+
+        Raises:
+            KeyError_: the file is there but is not 32 bytes in hex.
+        """
+        return cls(_load_secret(path))
+
+    @cached_property
+    def _key(self) -> EthPrivateKey:
+        return EthPrivateKey(self.secret, backend=_BACKEND)
+
+    @cached_property
+    def address(self) -> str:
+        """EIP-55 checksummed address."""
+        return self._key.public_key.to_checksum_address()
+
+    @cached_property
+    def box_public(self) -> bytes:
+        """X25519 public key, 32 bytes, to which outputs for this account are sealed."""
+        return bytes(self._box.public_key)
+
+    @cached_property
+    def _box(self) -> BoxPrivateKey:
+        return BoxPrivateKey(keccak256(b"daifi/x25519/1" + self.secret))
+
+    def sign(self, digest: bytes) -> bytes:
+        """65-byte recoverable signature ``r ‖ s ‖ v`` (v is 27 or 28) over a 32-byte digest."""
+        raw = self._key.sign_msg_hash(digest).to_bytes()
+        return raw[:64] + bytes([raw[64] + 27])
+
+    def __repr__(self) -> str:
+        return f"Account({self.address})"
+
+
+def _load_secret(path: Path) -> bytes:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(secrets.token_hex(32) + "\n")
+        try:
+            os.link(temporary, path)  # loses quietly to a concurrent creator: theirs is used
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink()
+    try:
+        secret = bytes.fromhex(path.read_text().strip())
+    except (ValueError, OSError, UnicodeDecodeError) as error:
+        raise KeyError_(f"key file {path} cannot be read as hex: restore or remove it") from error
+    if len(secret) != 32 or not any(secret):
+        raise KeyError_(f"key file {path} does not hold 32 bytes in hex: restore or remove it")
+    return secret
+
+
+def recover_address(digest: bytes, signature: bytes) -> str:
+    """Address that signed a 32-byte digest.
+
+    Raises:
+        KeyError_: not 65 bytes, ``v`` not 27 or 28, a high ``s`` (malleated), or no such point.
+    """
+    if len(signature) != 65 or signature[64] not in (27, 28):
+        raise KeyError_("signature is not 65 bytes r, s, v with v of 27 or 28")
+    if int.from_bytes(signature[32:64], "big") > _SECP256K1_HALF_N:
+        raise KeyError_("signature has a high s: it was malleated")
+    try:
+        parsed = EthSignature(signature[:64] + bytes([signature[64] - 27]), backend=_BACKEND)
+        return parsed.recover_public_key_from_msg_hash(digest).to_checksum_address()
+    except (BadSignature, ValidationError, ValueError) as error:
+        raise KeyError_("signature does not recover to any key") from error
+
+
+@dataclass(frozen=True)
+class BlsKey:
+    """A committee seat's BLS12-381 key (48-byte public key, 96-byte signatures)."""
+
+    secret: bytes
+
+    @classmethod
+    def from_seed(cls, seed: bytes) -> BlsKey:
+        """EIP-2333 key generation from a seed of any length."""
+        return cls(bytes(PopSchemeMPL.key_gen(keccak256(b"daifi/bls/1" + seed))))
+
+    @classmethod
+    def load(cls, path: Path) -> BlsKey:
+        """Read or create (mode 0600) the seed file at ``path``.
+
+        Raises:
+            KeyError_: the file is there but cannot be used.
+        """
+        return cls.from_seed(_load_secret(path))
+
+    @cached_property
+    def _key(self) -> PrivateKey:
+        return PrivateKey.from_bytes(self.secret)
+
+    @cached_property
+    def public(self) -> bytes:
+        """Compressed G1 point, 48 bytes."""
+        return bytes(self._key.get_g1())
+
+    def sign(self, message: bytes) -> bytes:
+        """Compressed G2 point, 96 bytes. Messages must carry their own domain tag."""
+        return bytes(PopSchemeMPL.sign(self._key, message))
+
+    def prove_possession(self) -> bytes:
+        """Proof of possession, 96 bytes: without it a rogue key could cancel others' keys."""
+        return bytes(PopSchemeMPL.pop_prove(self._key))
+
+    def __repr__(self) -> str:
+        return f"BlsKey({self.public.hex()[:12]}…)"
+
+
+@lru_cache(maxsize=4096)
+def _public(data: bytes) -> G1Element:
+    try:
+        point = G1Element.from_bytes(data)
+    except (ValueError, RuntimeError) as error:
+        raise KeyError_("BLS public key is not a point of G1") from error
+    if len(data) != 48 or point == G1Element():
+        raise KeyError_("BLS public key is the point at infinity")
+    return point
+
+
+def _signature(data: bytes) -> G2Element:
+    if len(data) != 96:
+        raise KeyError_("BLS signature is not 96 bytes")
+    try:
+        return G2Element.from_bytes(data)
+    except (ValueError, RuntimeError) as error:
+        raise KeyError_("BLS signature is not a point of G2") from error
+
+
+def check_possession(public: bytes, proof: bytes) -> bool:
+    """Whether ``proof`` shows that somebody holds the secret behind ``public``."""
+    try:
+        return bool(PopSchemeMPL.pop_verify(_public(public), _signature(proof)))
+    except KeyError_:
+        return False
+
+
+def verify_bls(public: bytes, message: bytes, signature: bytes) -> bool:
+    """Whether one seat signed ``message``. Malformed input is simply false."""
+    try:
+        return bool(PopSchemeMPL.verify(_public(public), message, _signature(signature)))
+    except KeyError_:
+        return False
+
+
+def aggregate_bls(signatures: Sequence[bytes]) -> bytes:
+    """One 96-byte signature from several over the same message.
+
+    Raises:
+        KeyError_: none given, or one is malformed.
+    """
+    if not signatures:
+        raise KeyError_("there is no signature to aggregate")
+    return bytes(PopSchemeMPL.aggregate([_signature(item) for item in signatures]))
+
+
+def verify_bls_aggregate(publics: Sequence[bytes], message: bytes, signature: bytes) -> bool:
+    """Whether all ``publics`` (each with a checked proof of possession) signed ``message``."""
+    if not publics:
+        return False
+    try:
+        keys = [_public(item) for item in publics]
+        return bool(PopSchemeMPL.fast_aggregate_verify(keys, message, _signature(signature)))
+    except KeyError_:
+        return False
+
+
+def seal_box(recipient: bytes, plaintext: bytes) -> bytes:
+    """Encrypt to an X25519 public key (libsodium sealed box: anonymous sender)."""
+    try:
+        return SealedBox(BoxPublicKey(recipient)).encrypt(plaintext)
+    except (CryptoError, ValueError, TypeError) as error:
+        raise KeyError_("recipient is not a 32-byte X25519 public key") from error
+
+
+def open_box(account: Account, sealed: bytes) -> bytes:
+    """Decrypt what was sealed to this account.
+
+    Raises:
+        KeyError_: the box is damaged or meant for another account.
+    """
+    try:
+        return SealedBox(account._box).decrypt(sealed)
+    except (CryptoError, ValueError, TypeError) as error:
+        raise KeyError_("the sealed output was not encrypted to this account") from error
