@@ -1,0 +1,1 @@
+"""One engine a file; each runs one family of models."""
