@@ -1,0 +1,382 @@
+"""The offline verifier: what an auditor who trusts nobody runs on a bundle.
+
+It needs the bundle and the committee's public keys; re-execution also needs the model. It runs
+every check it can, in order, and says of each: passed, failed, or could not be made and why.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from daifi_flows.bundle import Bundle, Effect
+from daifi_flows.cnft import (
+    Attestation,
+    Committee,
+    Content,
+    Decision,
+    Materials,
+    QuorumCertificate,
+    Receipt,
+    TaskSpec,
+    model_digest,
+    token_id_of,
+)
+from daifi_flows.encoding import cid_of, keccak256, sha256, verify_merkle
+from daifi_flows.errors import BundleError, DaifiError, EncodingError, KeyError_
+from daifi_flows.keys import (
+    Account,
+    check_possession,
+    open_box,
+    recover_address,
+    verify_bls_aggregate,
+)
+from daifi_flows.proofs import Outcome, Reference, verify_proof
+
+__all__ = ["Check", "Report", "Status", "check_lineage", "verify_attestation", "verify_bundle", "verify_receipt"]
+
+
+class Status(StrEnum):
+    """Outcome of one check."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_MADE = "not-made"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a verification report."""
+
+    name: str
+    status: Status
+    detail: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found about one bundle. ``ok``: nothing failed."""
+
+    path: str
+    checks: tuple[Check, ...]
+    token_id: bytes | None = None
+    parents: tuple[bytes, ...] = ()
+    name: str = ""
+    details: Mapping[str, str] = field(default_factory=lambda: {})
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed and the signatures could be checked."""
+        return all(check.status is not Status.FAILED for check in self.checks)
+
+
+class _Failed(Exception):  # noqa: N818 - never leaves this module
+    """A check found something wrong."""
+
+
+class _NotMade(Exception):  # noqa: N818 - never leaves this module
+    """A check lacks something it needs."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise _Failed(message)
+
+
+def verify_attestation(attestation: Attestation, committee: Committee) -> int:
+    """Number of seats behind an attestation.
+
+    Raises:
+        EncodingError: too few signers, an unknown seat, or the aggregate does not verify.
+    """
+    seats = committee.signers(attestation.signers)
+    if len(seats) < committee.quorum:
+        raise EncodingError(f"{len(seats)} seats signed; the quorum is {committee.quorum}")
+    if attestation.epoch != committee.epoch:
+        raise EncodingError(f"signed in epoch {attestation.epoch}, not {committee.epoch}")
+    publics = [seat.public for seat in seats]
+    if not verify_bls_aggregate(publics, attestation.message(), attestation.signature):
+        raise EncodingError("the aggregate BLS signature does not verify")
+    return len(seats)
+
+
+def verify_receipt(receipt: Receipt, committee: Committee) -> None:
+    """Check that a transaction receipt is in a block that the committee certified.
+
+    Raises:
+        EncodingError: not under the block's receipt root, or the certificate does not verify.
+    """
+    header = receipt.header
+    if header.committee != committee.digest or header.epoch != committee.epoch:
+        raise EncodingError("the block was certified by another committee than the trusted one")
+    if not verify_merkle(
+        header.receipt_root, receipt.leaf.canonical(), receipt.index, receipt.size, receipt.path
+    ):
+        raise EncodingError("the receipt is not under the block's receipt root")
+    seats = committee.signers(receipt.certificate.signers)
+    if len(seats) < committee.quorum:
+        raise EncodingError(f"{len(seats)} seats certified the block; 14 of 21 are needed")
+    message = QuorumCertificate.message(header.digest)
+    if not verify_bls_aggregate(
+        [seat.public for seat in seats], message, receipt.certificate.signature
+    ):
+        raise EncodingError("the block's quorum certificate does not verify")
+
+
+class _Auditor:
+    """Runs the checks on one bundle, in order."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        committee: Committee | None,
+        reference: Reference | None,
+        extra: Materials,
+        reader: Account | None,
+        workdir: Path,
+    ) -> None:
+        self.bundle = bundle
+        self.committee = committee
+        self.reference = reference
+        self.extra = extra
+        self.reader = reader
+        self.workdir = workdir
+
+    def steps(self) -> Iterable[tuple[str, Callable[[], str]]]:
+        yield "format", self.format
+        yield "content ids", self.content_ids
+        yield "node signature", self.node_signature
+        yield "model attestation", self.model_attestation
+        yield "committee signature", self.committee_signature
+        yield "certified block", self.certified_block
+        if self.bundle.metadata.effect is not None:
+            yield "effect", self.effect
+        yield "materials", self.materials
+        yield "proof", self.proof
+
+    @property
+    def spec(self) -> TaskSpec:
+        return self.bundle.metadata.core.spec
+
+    def format(self) -> str:
+        _ = self.bundle.metadata, self.bundle.proof, self.bundle.manifest
+        if self.bundle.metadata.core.output_encryption == "none":
+            self.bundle.output()
+        return "four files in their one canonical spelling"
+
+    def _output(self) -> Content | None:
+        encryption = self.bundle.metadata.core.output_encryption
+        if encryption == "none":
+            return self.bundle.output()
+        _require(encryption == "x25519-sealed-box", f"encryption {encryption!r} is not known")
+        if self.reader is None:
+            return None
+        return self.bundle.output(open_box(self.reader, self.bundle.files["output_tensor"]))
+
+    def content_ids(self) -> str:
+        core, proof = self.bundle.metadata.core, self.bundle.proof
+        statement = proof.proof.statement
+        _require(
+            cid_of(self.bundle.files["output_tensor"]) == core.output_file_cid,
+            "output_tensor is not the file the metadata names",
+        )
+        _require(
+            cid_of(self.bundle.files["model_attestation"]) == core.manifest_cid,
+            "model_attestation is not the file the metadata names",
+        )
+        _require(proof.proof.cid == core.proof_cid, "the proof is not the one the metadata names")
+        _require(statement.task_id == self.spec.task_id, "the proof is about another task")
+        _require(statement.usage == core.usage, "usage differs from what the node signed")
+        _require(statement.input_cid == self.spec.input_cid, "the proof is about another input")
+        _require(statement.output_cid == core.output_cid, "the proof is about another output")
+        if proof.input is not None:
+            _require(proof.input.cid == self.spec.input_cid, "the input is not the committed one")
+        output = self._output()
+        if output is None:
+            return f"bundle {self.bundle.cid}; the output is sealed, its commitment is not opened"
+        _require(output.cid == core.output_cid, "the output is not the committed one")
+        return f"bundle {self.bundle.cid}"
+
+    def node_signature(self) -> str:
+        header = self.bundle.proof.proof.header
+        node = recover_address(header.digest(), header.signature)
+        _require(node == header.node, "the proof was signed by another key than its node's")
+        _require(node == self.bundle.metadata.core.node, "the metadata names another node")
+        return f"signed by {node}"
+
+    def model_attestation(self) -> str:
+        manifest = self.bundle.manifest
+        _require(manifest.model == self.spec.model, "the manifest is of another model")
+        _require(
+            model_digest(manifest.files) == self.spec.model.digest,
+            "the manifest's files do not give the model's digest",
+        )
+        _require(
+            self.bundle.proof.proof.statement.model_digest == self.spec.model.digest,
+            "the proof is about another model",
+        )
+        signer = recover_address(manifest.digest(), manifest.signature)
+        _require(signer == manifest.signer, "the manifest's signature is not its signer's")
+        return f"{manifest.model.name}: {len(manifest.files)} files, digest as in the task"
+
+    def committee_signature(self) -> str:
+        core, attestation = self.bundle.metadata.core, self.bundle.metadata.attestation
+        _require(attestation.decision is Decision.ACCEPTED, "the committee did not accept")
+        _require(attestation.task_id == self.spec.task_id, "the attestation is of another task")
+        _require(attestation.node == core.node, "the attestation is of another node")
+        _require(attestation.output_cid == core.output_cid, "the attestation is of another output")
+        _require(attestation.proof_cid == core.proof_cid, "the attestation is of another proof")
+        _require(
+            attestation.confidence_ppm >= self.spec.review.min_confidence_ppm,
+            "the attestation's confidence is under what the task demands",
+        )
+        if self.committee is None:
+            raise _NotMade("no committee keys at hand: give --committee FILE")
+        for seat in self.committee.seats:
+            _require(
+                check_possession(seat.public, seat.possession),
+                f"seat {seat.index} has no valid proof of possession",
+            )
+        signers = verify_attestation(attestation, self.committee)
+        return (
+            f"{signers} of {len(self.committee.seats)} seats accepted "
+            f"(quorum {self.committee.quorum}), confidence {attestation.confidence_ppm / 1e6:.4f}"
+        )
+
+    def certified_block(self) -> str:
+        metadata = self.bundle.metadata
+        receipt, leaf = metadata.receipt, metadata.receipt.leaf
+        token = token_id_of(self.spec.task_id)
+        _require(leaf.kind == "settle", "the receipt is not of a settlement")
+        _require(leaf.task_id == self.spec.task_id, "the receipt is of another task")
+        _require(leaf.token_id == token, "the receipt mints another token")
+        _require(leaf.node == metadata.core.node, "the receipt pays another node")
+        _require(leaf.content == metadata.core.digest, "the metadata is not the settled one")
+        _require(
+            leaf.attestation == keccak256(metadata.attestation.canonical()),
+            "the attestation is not the settled one",
+        )
+        _require(
+            receipt.header.ledger_id == metadata.attestation.ledger_id,
+            "the attestation is bound to another ledger",
+        )
+        if self.committee is None:
+            raise _NotMade("no committee keys at hand: give --committee FILE")
+        verify_receipt(receipt, self.committee)
+        return f"settled in block {receipt.header.height}, token 0x{token.hex()[:16]}…"
+
+    def effect(self) -> str:
+        effect = self.bundle.metadata.effect
+        assert effect is not None
+        leaf, token = effect.receipt.leaf, token_id_of(self.spec.task_id)
+        _require(leaf.kind == "effect" and leaf.token_id == token, "the effect's receipt is wrong")
+        _require(
+            leaf.content == Effect.digest_of(token, effect.value_json),
+            "the effect's value is not the committed one",
+        )
+        _require(
+            effect.receipt.header.ledger_id == self.bundle.metadata.attestation.ledger_id,
+            "the effect is bound to another ledger",
+        )
+        if self.committee is None:
+            raise _NotMade("no committee keys at hand: give --committee FILE")
+        verify_receipt(effect.receipt, self.committee)
+        return f"committed in block {effect.receipt.header.height}"
+
+    def materials(self) -> str:
+        """Every blob must be named by the input or the manifest: no unsigned byte in a bundle."""
+        proof = self.bundle.proof
+        named = proof.input.data.decode("utf-8", "replace") if proof.input else ""
+        hashes = {file.sha256 for file in self.bundle.manifest.files}
+        for blob in proof.blobs:
+            _require(
+                cid_of(blob) in named or sha256(blob) in hashes,
+                "a material in zk_proof.bin is not named by the input or the manifest",
+            )
+        _require(len(set(proof.blobs)) == len(proof.blobs), "a material is there twice")
+        return f"{len(proof.blobs)} in the bundle" if proof.blobs else "none in the bundle"
+
+    def proof(self) -> str:
+        envelope = self.bundle.proof
+        blobs = {cid_of(blob): blob for blob in envelope.blobs} | dict(self.extra.blobs)
+        verdict = verify_proof(
+            self.spec,
+            envelope.input,
+            self._output(),
+            envelope.proof,
+            Materials(blobs=blobs, function=self.extra.function),
+            self.reference,
+            self.workdir,
+        )
+        message = f"{envelope.proof.scheme}: {verdict.reason}"
+        if verdict.outcome is Outcome.CANNOT_TELL:
+            raise _NotMade(message)
+        _require(verdict.outcome is Outcome.VALID, message)
+        return message
+
+
+def verify_bundle(
+    path: Path,
+    *,
+    committee: Committee | None = None,
+    reference: Reference | None = None,
+    materials: Materials | None = None,
+    reader: Account | None = None,
+    workdir: Path | None = None,
+) -> Report:
+    """Verify one bundle directory or CAR file.
+
+    Args:
+        committee: the trusted committee; without it signatures cannot be checked.
+        reference: the auditor's own models; without it re-execution cannot be checked.
+        materials: more materials (a corpus given by hand).
+        reader: the account to which a sealed output was encrypted.
+        workdir: where circuits are cached; a temporary folder when absent.
+    """
+    try:
+        bundle = Bundle.read(path)
+        metadata = bundle.metadata
+    except BundleError as error:
+        return Report(str(path), (Check("format", Status.FAILED, error.message),))
+    with tempfile.TemporaryDirectory(prefix="daifi-verify-") as temporary:
+        auditor = _Auditor(
+            bundle,
+            committee,
+            reference,
+            materials or Materials(),
+            reader,
+            workdir or Path(temporary),
+        )
+        checks = [_run(name, check) for name, check in auditor.steps()]
+    return Report(
+        path=str(path),
+        checks=tuple(checks),
+        token_id=token_id_of(metadata.core.spec.task_id),
+        parents=metadata.core.spec.parents,
+        name=metadata.core.name,
+    )
+
+
+def _run(name: str, check: Callable[[], str]) -> Check:
+    try:
+        return Check(name, Status.PASSED, check())
+    except _NotMade as missing:
+        return Check(name, Status.NOT_MADE, str(missing))
+    except (_Failed, BundleError, EncodingError, KeyError_) as error:
+        return Check(name, Status.FAILED, str(error))
+    except DaifiError as error:
+        return Check(name, Status.NOT_MADE, error.message)
+
+
+def check_lineage(reports: Sequence[Report]) -> dict[bytes, list[bytes]]:
+    """Parents that were not among the verified bundles, by token id."""
+    known = {report.token_id for report in reports}
+    return {
+        report.token_id: missing
+        for report in reports
+        if report.token_id is not None
+        and (missing := [parent for parent in report.parents if parent not in known])
+    }
