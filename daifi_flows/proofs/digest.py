@@ -1,0 +1,103 @@
+"""``digest``: the output's commitment, checked by running the step again (Π = H(f(x)))."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from daifi_flows.cnft import PPM, Content, Execution, Materials, Proof, TaskSpec
+from daifi_flows.encoding import decode_canonical_json
+from daifi_flows.errors import EncodingError, ModelError
+from daifi_flows.proofs._compare import Match, compare_json
+from daifi_flows.proofs._scheme import Outcome, Reference, Verdict
+from daifi_flows.proofs._transcript import transcript_of
+
+__all__ = ["DigestScheme"]
+
+_JSON: Final = "application/json"
+_TOLERANT_PPM: Final = 999_000
+"""Confidence when the outputs agree within tolerance but not to the byte."""
+
+
+class DigestScheme:
+    """Re-execution against a commitment.
+
+    Proves: nothing by itself. It binds the node, by its signature, to one output for the task; a
+    verifier with the model, corpus or function runs the step again and compares. Bytes must be
+    equal; JSON is compared by value, floats within 1e-6 relative and cosine scores (integers under
+    ``score_ppm`` or ``scores_ppm``) within 2,000 ppm, because BLAS kernels differ between machines
+    (see :mod:`daifi_flows.proofs._compare`).
+
+    Against whom: any node, as long as verifiers re-execute honestly. Cost: nothing for the node
+    (the payload is empty), one full execution for every verifier.
+
+    Does not prove: that the node did the work itself rather than copying a right answer; anything
+    to a verifier without the model; anything about a step that is not deterministic. A node can
+    shift scores, and swap passages whose scores are that close, within the tolerance.
+    """
+
+    name: ClassVar[str] = "digest"
+
+    def prove(
+        self,
+        spec: TaskSpec,
+        input: Content,
+        execution: Execution,
+        materials: Materials,
+        workdir: Path,
+    ) -> tuple[bytes, bytes]:
+        """The commitment to the output; the payload is empty."""
+        del input, materials, workdir
+        return transcript_of(self.name, spec.task_id, execution.output.cid, b""), b""
+
+    def verify(
+        self,
+        spec: TaskSpec,
+        input: Content | None,
+        output: Content | None,
+        proof: Proof,
+        materials: Materials,
+        reference: Reference | None,
+        workdir: Path,
+    ) -> Verdict:
+        """Run the step again on ``reference`` and compare with ``output``."""
+        del workdir
+        expected = transcript_of(self.name, spec.task_id, proof.statement.output_cid, b"")
+        if proof.payload or proof.statement.transcript != expected:
+            return Verdict(Outcome.INVALID, 0, "the proof does not commit to this task's output")
+        if input is None or output is None:
+            return Verdict(
+                Outcome.CANNOT_TELL, 0, "the input or output is private and was not opened here"
+            )
+        if reference is None:
+            return Verdict(Outcome.CANNOT_TELL, 0, "no model is at hand to run the step again")
+        if missing := reference.missing(spec, materials):
+            return Verdict(Outcome.CANNOT_TELL, 0, f"the step cannot be run again here: {missing}")
+        try:
+            again = reference.reexecute(spec, input, materials)
+        except ModelError as error:
+            return Verdict(Outcome.CANNOT_TELL, 0, f"the step cannot be run again here: {error}")
+        match, where = _compare(output, again)
+        if match is Match.EXACT:
+            return Verdict(Outcome.VALID, PPM, "re-execution gives the same bytes", again)
+        if match is Match.WITHIN:
+            return Verdict(
+                Outcome.VALID, _TOLERANT_PPM, "re-execution agrees within tolerance", again
+            )
+        if match is Match.UNCLEAR:
+            return Verdict(Outcome.CANNOT_TELL, PPM // 2, f"a near tie: {where}", again)
+        return Verdict(Outcome.INVALID, 0, f"re-execution gives another output: {where}", again)
+
+
+def _compare(claimed: Content, again: Content) -> tuple[Match, str]:
+    if claimed.media_type != again.media_type:
+        return Match.DIFFERENT, f"media type {claimed.media_type!r}, not {again.media_type!r}"
+    if claimed.data == again.data:
+        return Match.EXACT, ""
+    if claimed.media_type != _JSON:
+        return Match.DIFFERENT, f"{len(claimed.data)} bytes differ from {len(again.data)}"
+    try:
+        value: Any = decode_canonical_json(claimed.data)
+    except EncodingError as error:
+        return Match.DIFFERENT, str(error)
+    return compare_json(value, decode_canonical_json(again.data))
