@@ -1,0 +1,155 @@
+"""What a person at the terminal sees: preparation, each step's progress, the results."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.panel import Panel
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from daifi_flows._step import StepEvent, StepState
+from daifi_flows.cnft import ComputeNFT
+from daifi_flows.verify import Report, Status
+
+__all__ = ["Progress", "print_results", "print_verification"]
+
+_DONE = {StepState.SETTLED, StepState.EFFECT}
+_BAD = {StepState.REJECTED, StepState.LOST, StepState.REFUNDED}
+
+
+class Progress:
+    """Live progress on stderr; plain lines when stderr is no terminal.
+
+    Call it with a text while things are prepared, and with each :class:`StepEvent`.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stderr)
+        self.started = time.monotonic()
+        self.lines: list[tuple[float, str, str]] = []
+        self.current = ""
+        self.live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.live = Live(self._render(), console=self.console, refresh_per_second=8)
+            self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.live is not None:
+            self.current = ""
+            self.live.update(self._render())
+            self.live.stop()
+            self.live = None
+
+    def prepare(self, what: str) -> None:
+        """Say what is being prepared."""
+        self._line("cyan", what)
+
+    def __call__(self, event: StepEvent) -> None:
+        """Show one step event."""
+        style = "green" if event.state in _DONE else "red" if event.state in _BAD else "white"
+        self._line(style, f"{event.step:<9} {event.state.value:<10} {event.message}")
+
+    def _line(self, style: str, text: str) -> None:
+        elapsed = time.monotonic() - self.started
+        self.lines.append((elapsed, style, text))
+        self.current = text
+        if self.live is not None:
+            self.live.update(self._render())
+        else:
+            self.console.print(
+                f"[dim]{elapsed:6.1f}s[/] [{style}]{escape(text)}[/]", highlight=False, soft_wrap=True
+            )
+
+    def _render(self) -> Group:
+        rows: list[Any] = [
+            Text.assemble((f"{at:6.1f}s ", "dim"), (text, style)) for at, style, text in self.lines
+        ]
+        if self.current:
+            rows.append(Spinner("dots", Text("working…", style="dim")))
+        return Group(*rows)
+
+
+def print_results(
+    console: Console, answer: str, action: Any, steps: Sequence[ComputeNFT]
+) -> None:
+    """The answer, the action taken, and a table of the cNFTs."""
+    console.print(Panel(escape(answer), title="Answer", border_style="green"))
+    console.print(Panel(escape(str(action)), title="Action", border_style="blue"))
+    table = Table(title="Compute NFTs", title_justify="left")
+    for column in ("step", "token", "scheme", "signers", "confidence", "paid", "block", "bundle"):
+        table.add_column(column, overflow="fold")
+    for step in steps:
+        table.add_row(
+            step.name,
+            f"0x{step.token_id.hex()[:10]}…",
+            f"{step.spec.scheme} ({step.proof_bytes:,} B)",
+            f"{step.attestation.signers.bit_count()}/21",
+            f"{step.attestation.confidence_ppm / 1e6:.4f}",
+            f"{paid_wei(step) / 10**18:.4f} DAi",
+            str(step.receipt.header.height),
+            str(step.bundle),
+        )
+    console.print(table)
+    failed = [(step.name, attempt) for step in steps for attempt in step.attempts]
+    if failed:
+        table = Table(title="Rejected and lost executions", title_justify="left")
+        for column in ("step", "node", "what happened", "slashed", "why"):
+            table.add_column(column, overflow="fold")
+        for name, attempt in failed:
+            table.add_row(
+                name,
+                str(attempt["node"]),
+                str(attempt["state"]),
+                f"{attempt['slashed_wei'] / 10**18:.4f} DAi",
+                escape(str(attempt["reason"])),
+            )
+        console.print(table)
+
+
+def paid_wei(step: ComputeNFT) -> int:
+    """What the buyer paid for a step, fees included, in wei."""
+    return sum(
+        payment.amount_wei for payment in step.receipt.leaf.payments if payment.reason != "refund"
+    )
+
+
+_MARKS = {
+    Status.PASSED: "[green]✓[/]",
+    Status.FAILED: "[red]✗[/]",
+    Status.NOT_MADE: "[yellow]–[/]",
+}
+
+
+def print_verification(console: Console, report: Report) -> None:
+    """One line per check of a bundle."""
+    console.print(f"[bold]{escape(report.path)}[/]", highlight=False, soft_wrap=True)
+    for check in report.checks:
+        detail = escape(check.detail)
+        if check.status is Status.NOT_MADE:
+            detail = f"not checked: {detail}"
+        console.print(
+            f"  {_MARKS[check.status]} {check.name:<20} {detail}", highlight=False, soft_wrap=True
+        )
+    if not report.ok:
+        console.print("  [red bold]FAILED[/]")
+    elif any(check.status is Status.NOT_MADE for check in report.checks):
+        console.print("  [yellow]verified, except what was not checked[/]")
+    else:
+        console.print("  [green bold]verified[/]")

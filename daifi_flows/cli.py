@@ -1,0 +1,270 @@
+"""The ``daifi`` command: run the demo, verify bundles, audit the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from daifi_flows.errors import ConfigError, DaifiError
+
+if TYPE_CHECKING:
+    from daifi_flows.cnft import ComputeNFT, Materials
+    from daifi_flows.proofs import Reference
+    from daifi_flows.settings import Settings
+
+__all__ = ["app", "main"]
+
+DEFAULT_QUESTION = "What happens to a node that cheats?"
+
+app = typer.Typer(
+    name="daifi",
+    help="Verified compute for agentic pipelines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Home = Annotated[Path | None, typer.Option(help="Ledgers, keys and caches (or DAIFI_HOME).")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and library logs.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+def main() -> None:
+    """Entry point: errors on purpose are one sentence and exit code 1."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except DaifiError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"daifi: {error.message}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("daifi: interrupted; unfinished escrows are refunded", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _quiet(debug: bool) -> None:
+    """Keep library chatter off the terminal (a Prefect server still gets its logs)."""
+    if debug:
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+        return
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
+
+
+@app.command()
+def demo(
+    question: Annotated[str, typer.Argument(help="What to research.")] = DEFAULT_QUESTION,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Folder of Markdown and text files (default: our docs).")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where bundles and reports go.")] = Path("runs/demo"),
+    json_output: Json = False,
+    engine: Annotated[str | None, typer.Option(help="transformers or vllm.")] = None,
+    model: Annotated[str | None, typer.Option(help="LLM: a name, folder, GGUF or hub id.")] = None,
+    model_digest: Annotated[
+        str | None, typer.Option(help="Digest (0x…) the model's files must have.")
+    ] = None,
+    dishonest: Annotated[
+        str | None,
+        typer.Option(
+            help="Add a cheating node: quantized, wrong-model, tampered-output, replayed-proof."
+        ),
+    ] = None,
+    encrypt: Annotated[bool, typer.Option(help="Seal outputs to the buyer's key.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to use.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings file (YAML).")] = None,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Retrieve, reason, act: three verified, settled compute NFTs from one question."""
+    _quiet(debug)
+    from daifi_flows.settings import Settings
+
+    settings = Settings.load(
+        config, home=home, engine=engine, model=model, model_digest=model_digest, address=address
+    )
+    from daifi_flows._demo import DemoOptions, run_demo
+
+    options = DemoOptions(
+        question=question, corpus=corpus, out=out, dishonest=dishonest, encrypt=encrypt
+    )
+    result = run_demo(settings, options, quiet=json_output)
+    if json_output:
+        print(json.dumps(result, indent=2))
+
+
+@app.command()
+def verify(
+    paths: Annotated[list[Path], typer.Argument(help="Bundle folders or .car files.")],
+    committee: Annotated[
+        Path | None,
+        typer.Option(help="Trusted committee keys (default: committee.json beside the bundle)."),
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Corpus for a retrieval whose corpus is not in the bundle.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="Key file of the account a sealed output is for.")
+    ] = None,
+    no_models: Annotated[
+        bool, typer.Option("--no-models", help="Skip every check that loads a model.")
+    ] = False,
+    json_output: Json = False,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Check bundles offline; exit 1 if any check fails."""
+    _quiet(debug)
+    from daifi_flows._home import read_committee
+    from daifi_flows._terminal import print_verification
+    from daifi_flows.keys import Account
+    from daifi_flows.settings import Settings
+    from daifi_flows.verify import check_lineage, verify_bundle
+
+    settings = Settings.load(None, home=home)
+    if key is not None and not key.is_file():
+        raise ConfigError(f"key file {key} is not there")
+    reader = Account.load(key) if key is not None else None
+    reference = None if no_models else _reference(settings)
+    materials = _corpus_materials(corpus)
+    reports = []
+    for path in paths:
+        anchor = committee or path.parent / "committee.json"
+        if committee is None and not anchor.is_file():
+            raise ConfigError(
+                f"there are no trusted committee keys for {path}: give --committee FILE"
+            )
+        reports.append(
+            verify_bundle(
+                path,
+                committee=read_committee(anchor),
+                reference=reference,
+                materials=materials,
+                reader=reader,
+                workdir=settings.home_path / "cache" / "auditor",
+            )
+        )
+    orphans = check_lineage(reports)
+    if json_output:
+        print(json.dumps([_report_json(report, orphans) for report in reports], indent=2))
+    else:
+        console = Console()
+        for report in reports:
+            print_verification(console, report)
+            for parent in orphans.get(report.token_id or b"", []):
+                console.print(f"  [yellow]–[/] parent 0x{parent.hex()[:16]}… was not given")
+    if not all(report.ok for report in reports):
+        raise typer.Exit(1)
+
+
+def _reference(settings: Settings) -> Reference:
+    from daifi_flows.ray_mesh import EngineReference
+
+    return EngineReference(settings, settings.home_path / "cache" / "auditor")
+
+
+def _corpus_materials(corpus: Path | None) -> Materials | None:
+    from daifi_flows.cnft import Materials
+
+    if corpus is None:
+        return None
+    from daifi_flows.corpus import Corpus
+
+    loaded = Corpus.from_folder(corpus)
+    return Materials(blobs={loaded.cid: loaded.blob()})
+
+
+def _report_json(report: Any, orphans: dict[bytes, list[bytes]]) -> dict[str, Any]:
+    token = report.token_id
+    return {
+        "path": report.path,
+        "ok": report.ok,
+        "name": report.name,
+        "token_id": None if token is None else "0x" + token.hex(),
+        "parents": ["0x" + parent.hex() for parent in report.parents],
+        "parents_not_given": ["0x" + parent.hex() for parent in orphans.get(token or b"", [])],
+        "checks": [
+            {"name": check.name, "status": check.status.value, "detail": check.detail}
+            for check in report.checks
+        ],
+    }
+
+
+@app.command()
+def audit(
+    ledger: Annotated[
+        Path | None, typer.Argument(help="Ledger file (default: every ledger under home).")
+    ] = None,
+    json_output: Json = False,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Replay ledgers from genesis: every signature, root, certificate and balance."""
+    _quiet(debug)
+    from daifi_flows.ledger import audit as audit_ledger
+    from daifi_flows.settings import Settings
+
+    base = Settings.load(None, home=home).home_path
+    paths = [ledger] if ledger is not None else sorted(base.glob("*/ledger.sqlite"))
+    if not paths:
+        raise ConfigError(f"there is no ledger under {base}: run `daifi demo`, or name a file")
+    reports: list[dict[str, Any]] = []
+    for path in paths:
+        if not path.is_file():
+            raise ConfigError(f"ledger file {path} is not there")
+        report = audit_ledger(path)
+        reports.append({"path": str(path), **report.jsonable()})
+        if not json_output:
+            print(f"{path}: {report.summary()}")
+    if json_output:
+        print(json.dumps(reports, indent=2))
+
+
+def run_blocking(work: Callable[[], Any]) -> Any:
+    """Run a coroutine factory to its end on a loop of its own."""
+    return asyncio.run(work())
+
+
+def step_json(step: ComputeNFT, committee: tuple[int, int]) -> dict[str, Any]:
+    """One entry of ``daifi demo --json``'s ``steps``."""
+    from daifi_flows._terminal import paid_wei
+
+    quorum, size = committee
+    return {
+        "name": step.name,
+        "kind": step.spec.kind,
+        "token_id": "0x" + step.token_id.hex(),
+        "task_id": "0x" + step.task_id.hex(),
+        "parents": ["0x" + parent.hex() for parent in step.parents],
+        "proof": {"scheme": step.spec.scheme, "bytes": step.proof_bytes},
+        "attestation": {
+            "decision": step.attestation.decision.value,
+            "confidence_ppm": step.attestation.confidence_ppm,
+            "signers": step.attestation.signers.bit_count(),
+            "quorum": quorum,
+            "committee": size,
+        },
+        "settlement": {"block": step.receipt.header.height, "paid_wei": paid_wei(step)},
+        "bundle": str(step.bundle),
+        "timings_ms": dict(step.timings_ms),
+        "attempts": [dict(attempt) for attempt in step.attempts],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Canonical bytes: one value, one spelling; everything else is refused."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daifi_flows.encoding import (
+    canonical,
+    canonical_json,
+    cid_of,
+    cid_sha256,
+    decode_canonical,
+    decode_canonical_json,
+    keccak256,
+    merkle_proof,
+    merkle_root,
+    sha256,
+    tagged_hash,
+    verify_merkle,
+)
+from daifi_flows.errors import EncodingError
+
+plain = st.recursive(
+    st.integers(-(2**63), 2**64 - 1) | st.binary(max_size=40) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=12,
+)
+
+
+@given(plain)
+def test_canonical_round_trips_every_plain_value(value: object) -> None:
+    assert decode_canonical(canonical(value)) == value
+
+
+@given(st.binary(max_size=64))
+def test_random_bytes_decode_to_their_own_spelling_or_are_refused(data: bytes) -> None:
+    try:
+        value = decode_canonical(data)
+    except EncodingError:
+        return
+    assert canonical(value) == data
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1.5, True, None, {"a": [1, 0.0]}, {1: "a"}, 2**64, -(2**64) - 1, {1, 2}, object()],
+)
+def test_what_two_machines_could_spell_differently_is_refused(value: object) -> None:
+    with pytest.raises(EncodingError):
+        canonical(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("indefinite length", b"\x9f\xff"),
+        ("long form of a short integer", b"\x18\x01"),
+        ("keys out of order", b"\xa2\x61b\x01\x61a\x01"),
+        ("repeated key", b"\xa2\x61a\x01\x61a\x01"),
+        ("trailing byte", b"\x01\x01"),
+        ("float", b"\xfb" + b"\x00" * 8),
+        ("true", b"\xf5"),
+        ("null", b"\xf6"),
+        ("ten gigabyte length", b"\x5b\x00\x00\x00\x02\x54\x0b\xe4\x00"),
+        ("deep nesting", b"\x81" * 100_000 + b"\x01"),
+        ("empty", b""),
+    ],
+)
+def test_foreign_cbor_is_refused(name: str, data: bytes) -> None:
+    with pytest.raises(EncodingError):
+        decode_canonical(data)
+
+
+def test_objects_over_the_limit_are_refused_before_parsing() -> None:
+    with pytest.raises(EncodingError, match="over the limit"):
+        decode_canonical(canonical(b"x" * 100), max_bytes=50)
+
+
+@given(
+    st.recursive(
+        st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text() | st.none(),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+        max_leaves=10,
+    )
+)
+def test_json_round_trips_and_has_one_spelling(value: object) -> None:
+    try:
+        data = canonical_json(value)
+    except EncodingError:  # lone surrogates are not UTF-8
+        return
+    assert decode_canonical_json(data) == value
+    pretty = json.dumps(value, indent=1).encode()
+    if pretty != data:
+        with pytest.raises(EncodingError):
+            decode_canonical_json(pretty)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b'{"a":1,"a":1}\n', b"NaN\n", b"Infinity\n", b"1", b" 1\n", b"\xff\n", b"[" * 100_000],
+)
+def test_foreign_json_is_refused(data: bytes) -> None:
+    with pytest.raises(EncodingError):
+        decode_canonical_json(data)
+
+
+def test_cids_match_the_field() -> None:
+    # The CID of the empty raw block, as every IPFS tool prints it.
+    assert cid_of(b"") == "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
+    assert cid_sha256(cid_of(b"x", "dag-cbor")) == ("dag-cbor", sha256(b"x"))
+
+
+@given(st.text(max_size=80))
+def test_random_text_is_no_cid(text: str) -> None:
+    with pytest.raises(EncodingError):
+        cid_sha256(text)
+
+
+def test_keccak_is_ethereums() -> None:
+    empty = "c5d2460186f7233c927e7db2dcc703c0e500b653ca82273b7bfad8045d85a470"
+    assert keccak256(b"").hex() == empty
+
+
+def test_tags_separate_domains() -> None:
+    assert tagged_hash("a", {"x": 1}) != tagged_hash("b", {"x": 1})
+
+
+@given(st.lists(st.binary(max_size=8), min_size=1, max_size=40), st.data())
+def test_merkle_proofs_verify_only_for_their_leaf(leaves: list[bytes], data: st.DataObject) -> None:
+    index = data.draw(st.integers(0, len(leaves) - 1))
+    root, path = merkle_root(leaves), merkle_proof(leaves, index)
+    assert verify_merkle(root, leaves[index], index, len(leaves), path)
+    assert not verify_merkle(root, leaves[index] + b"!", index, len(leaves), path)
+    assert not verify_merkle(root, leaves[index], index, len(leaves), (*path, bytes(32)))
+    assert not verify_merkle(root, leaves[index], len(leaves), len(leaves), path)
+    if path:
+        assert not verify_merkle(root, leaves[index], index, len(leaves), path[:-1])
+
+
+def test_a_merkle_node_cannot_pass_as_a_leaf() -> None:
+    left, right = keccak256(b"\x00a"), keccak256(b"\x00b")
+    root = merkle_root([b"a", b"b"])
+    assert not verify_merkle(root, left + right, 0, 1, ())
+
+
+def test_there_is_no_proof_of_a_leaf_that_is_not_there() -> None:
+    with pytest.raises(EncodingError):
+        merkle_proof([b"a"], 1)
