@@ -126,12 +126,14 @@ def _compare_ranked(
 
 
 def _ranked(items: list[Any]) -> bool:
-    return bool(items) and all(
-        isinstance(item, dict)
-        and isinstance(item.get("id"), str)
-        and type(item.get("score_ppm")) is int
-        for item in cast("list[dict[str, Any]]", items)
-    )
+    return bool(items) and all(_is_passage(item) for item in items)
+
+
+def _is_passage(item: Any) -> bool:
+    if not isinstance(item, dict):
+        return False
+    fields = cast("dict[str, Any]", item)
+    return isinstance(fields.get("id"), str) and type(fields.get("score_ppm")) is int
 
 
 def _is_number(value: Any) -> bool:
