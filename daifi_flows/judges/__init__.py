@@ -1,0 +1,49 @@
+"""The oracle committee: seats that re-execute, judge, vote and sign.
+
+Public names; the Ray side (``SeatHost``, ``CommitteeClient``, ``RayCertifier``) is in
+:mod:`daifi_flows.judges.actor`, so that importing this package does not import Ray.
+"""
+
+from __future__ import annotations
+
+from daifi_flows.judges._committee import (
+    Complaint,
+    Evidence,
+    Phase,
+    ReviewState,
+    Tally,
+    check_committee,
+)
+from daifi_flows.judges._judge import Comparable, Judge
+from daifi_flows.judges._messages import HostLost, Subject
+from daifi_flows.judges._office import BlockValidator, SeatOffice
+from daifi_flows.judges._panel import JUDGES, PRIORS, LogisticMap, Opinion, Panel
+from daifi_flows.judges._report import ReviewReport, SeatReport
+from daifi_flows.judges._seat import Finding, SeatKeys, combined_ppm, decide, make_committee
+
+__all__ = [
+    "JUDGES",
+    "PRIORS",
+    "BlockValidator",
+    "Comparable",
+    "Complaint",
+    "Evidence",
+    "Finding",
+    "HostLost",
+    "Judge",
+    "LogisticMap",
+    "Opinion",
+    "Panel",
+    "Phase",
+    "ReviewReport",
+    "ReviewState",
+    "SeatKeys",
+    "SeatOffice",
+    "SeatReport",
+    "Subject",
+    "Tally",
+    "check_committee",
+    "combined_ppm",
+    "decide",
+    "make_committee",
+]

@@ -1,0 +1,179 @@
+"""What a seat said, on disk before it says it: so that no restart makes it contradict itself.
+
+One SQLite file serves every seat whose host works in the folder, whatever host that is: seats
+may be packed differently tomorrow and still find their own words. Without the file a seat could
+sign two different statements, which is slashed; keep it as safe as the keys.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from daifi_flows.errors import CommitteeError
+
+__all__ = ["Entry", "Journal"]
+
+KEPT_HEIGHTS: Final = 64
+"""Block hashes kept per ledger and seat; below them nothing is signed any more."""
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS review (
+  seat INTEGER NOT NULL, subject BLOB NOT NULL, vote BLOB NOT NULL, salt BLOB NOT NULL,
+  locked BLOB, signed BLOB, PRIMARY KEY (seat, subject)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS vote (
+  seat INTEGER NOT NULL, task BLOB NOT NULL, proof TEXT NOT NULL, vote BLOB NOT NULL,
+  PRIMARY KEY (seat, task, proof)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS block (
+  seat INTEGER NOT NULL, ledger BLOB NOT NULL, height INTEGER NOT NULL, hash BLOB NOT NULL,
+  PRIMARY KEY (seat, ledger, height)
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One seat's part in one review.
+
+    Attributes:
+        vote: canonical vote it committed to.
+        locked: canonical list of commits it opened its vote against.
+        signed: canonical list of reveals whose tally it signed.
+    """
+
+    vote: bytes
+    salt: bytes
+    locked: bytes | None = None
+    signed: bytes | None = None
+
+
+class Journal:
+    """SQLite in WAL mode; every write is on disk when the method returns. Thread-safe.
+
+    Raises:
+        CommitteeError: the file cannot be opened or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            self._db = sqlite3.connect(path, timeout=30, check_same_thread=False)
+            self._db.isolation_level = None
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            raise CommitteeError(f"seat journal {path} cannot be used: {error}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    def vote(self, seat: int, task: bytes, proof: str) -> bytes | None:
+        """What ``seat`` voted on this proof, whatever attempt it was asked about."""
+        rows = self._read(
+            "SELECT vote FROM vote WHERE seat = ? AND task = ? AND proof = ?", (seat, task, proof)
+        )
+        return rows[0][0] if rows else None
+
+    def entries(self, seats: Sequence[int], subject: bytes) -> dict[int, Entry]:
+        """Parts of ``seats`` in the review of ``subject`` (a 32-byte key)."""
+        rows = self._read(
+            "SELECT seat, vote, salt, locked, signed FROM review WHERE subject = ?", (subject,)
+        )
+        return {row[0]: Entry(*row[1:]) for row in rows if row[0] in seats}
+
+    def record_votes(
+        self, subject: bytes, task: bytes, proof: str, votes: Mapping[int, Entry]
+    ) -> None:
+        """Remember votes before they are committed to. What is there already stays."""
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT OR IGNORE INTO vote VALUES (?, ?, ?, ?)",
+                [(seat, task, proof, entry.vote) for seat, entry in votes.items()],
+            )
+            db.executemany(
+                "INSERT OR IGNORE INTO review (seat, subject, vote, salt) VALUES (?, ?, ?, ?)",
+                [(seat, subject, entry.vote, entry.salt) for seat, entry in votes.items()],
+            )
+
+    def record_lock(self, subject: bytes, seats: Sequence[int], locked: bytes) -> None:
+        """Remember the set of commits before any vote is opened against it; the first stays."""
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE review SET locked = ? WHERE seat = ? AND subject = ? AND locked IS NULL",
+                [(locked, seat, subject) for seat in seats],
+            )
+
+    def record_signed(self, subject: bytes, seats: Sequence[int], signed: bytes) -> None:
+        """Remember the tallied reveals before the outcome is signed; the first stays."""
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE review SET signed = ? WHERE seat = ? AND subject = ? AND signed IS NULL",
+                [(signed, seat, subject) for seat in seats],
+            )
+
+    def may_sign_block(
+        self, seats: Sequence[int], ledger: bytes, height: int, digest: bytes
+    ) -> tuple[int, ...]:
+        """Record the block for the seats that may sign it, and return them.
+
+        A seat signs one hash a height; the same hash again is the same statement.
+        """
+        with self._transaction() as db:
+            signed = dict(
+                db.execute(
+                    "SELECT seat, hash FROM block WHERE ledger = ? AND height = ?",
+                    (ledger, height),
+                )
+            )
+            newest = dict(
+                db.execute(
+                    "SELECT seat, MAX(height) FROM block WHERE ledger = ? GROUP BY seat", (ledger,)
+                )
+            )
+            fresh = [
+                seat
+                for seat in seats
+                if seat not in signed and height > newest.get(seat, -1) - KEPT_HEIGHTS
+            ]
+            db.executemany(
+                "INSERT INTO block VALUES (?, ?, ?, ?)",
+                [(seat, ledger, height, digest) for seat in fresh],
+            )
+            db.executemany(
+                "DELETE FROM block WHERE seat = ? AND ledger = ? AND height <= ?",
+                [(seat, ledger, height - 2 * KEPT_HEIGHTS) for seat in fresh],
+            )
+        return tuple(seat for seat in seats if seat in fresh or signed.get(seat) == digest)
+
+    def _read(self, query: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
+        try:
+            with self._lock:
+                return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise CommitteeError(f"seat journal {self._path} cannot be read: {error}") from error
+
+    @contextmanager
+    def _transaction(self) -> Generator[sqlite3.Connection]:
+        try:
+            with self._lock:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    self._db.execute("ROLLBACK")
+                    raise
+        except sqlite3.Error as error:
+            raise CommitteeError(f"seat journal {self._path} cannot be written: {error}") from error

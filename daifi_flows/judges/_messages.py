@@ -1,0 +1,155 @@
+"""What passes between a review's client and the hosts of the seats; seats' words are bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from daifi_flows.cnft import (
+    Address,
+    Bytes32,
+    Cid,
+    Decision,
+    Noun,
+    Ppm,
+    ReviewRequest,
+    Uint,
+    attestation_message,
+)
+from daifi_flows.errors import CommitteeError
+
+__all__ = [
+    "CertifyReply",
+    "CommitReply",
+    "HostLost",
+    "RevealReply",
+    "SeatTransport",
+    "SignReply",
+    "Subject",
+]
+
+
+class Subject(Noun):
+    """What one review is about: everything an attestation binds, and the accepting threshold."""
+
+    ledger_id: Bytes32
+    committee: Bytes32
+    """Digest of the committee that reviews."""
+    epoch: Uint
+    task_id: Bytes32
+    attempt: Uint
+    node: Address
+    output_cid: Cid
+    proof_cid: Cid
+    min_confidence_ppm: Ppm
+
+    @classmethod
+    def of(cls, request: ReviewRequest) -> Subject:
+        """The subject of a review request."""
+        proof = request.result.proof
+        return cls(
+            ledger_id=request.ledger_id,
+            committee=request.committee.digest,
+            epoch=request.committee.epoch,
+            task_id=request.spec.task_id,
+            attempt=request.attempt,
+            node=proof.node,
+            output_cid=proof.statement.output_cid,
+            proof_cid=proof.cid,
+            min_confidence_ppm=request.spec.review.min_confidence_ppm,
+        )
+
+    def message(self, decision: Decision, confidence_ppm: int) -> bytes:
+        """The bytes every honest seat signs for this outcome."""
+        return attestation_message(
+            ledger_id=self.ledger_id,
+            epoch=self.epoch,
+            task_id=self.task_id,
+            attempt=self.attempt,
+            node=self.node,
+            output_cid=self.output_cid,
+            proof_cid=self.proof_cid,
+            decision=decision,
+            confidence_ppm=confidence_ppm,
+        )
+
+
+@dataclass(frozen=True)
+class CommitReply:
+    """Round one. ``commits`` are canonical :class:`VoteCommit`.
+
+    Attributes:
+        seats: seats this host answers for.
+        locked: commits its seats opened their votes against earlier (a resumed review).
+        signed: reveals its seats signed a tally of earlier (a resumed review).
+    """
+
+    seats: tuple[int, ...]
+    commits: tuple[bytes, ...]
+    locked: tuple[bytes, ...] | None = None
+    signed: tuple[bytes, ...] | None = None
+
+
+@dataclass(frozen=True)
+class RevealReply:
+    """Round two. ``reveals`` are canonical :class:`VoteReveal`; ``refused`` says why there are
+    none."""
+
+    reveals: tuple[bytes, ...]
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class SignReply:
+    """Round three: seat index and partial BLS signature over the attestation's message."""
+
+    partials: tuple[tuple[int, bytes], ...]
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class CertifyReply:
+    """A host's answer about one block.
+
+    Attributes:
+        partials: seat index and signature over ``QuorumCertificate.message``.
+        needs_from: the host's replica lags: it needs the certified blocks from this height on.
+        refused: why the host will never sign this block.
+    """
+
+    partials: tuple[tuple[int, bytes], ...] = ()
+    needs_from: int | None = None
+    refused: str | None = None
+
+
+class HostLost(CommitteeError):  # noqa: N818 - named as NodeLost is
+    """A seat host does not answer now; it may be restarting. ``details["dead"]`` is true when
+    its process is known to have ended."""
+
+
+class SeatTransport(Protocol):
+    """How a client reaches one seat host. Methods raise :class:`HostLost` when it is away, and
+    :class:`CommitteeError` when it refuses the request for good."""
+
+    async def commit(self, request: Any) -> CommitReply:
+        """Round one; ``request`` is a ReviewRequest or the transport's reference to one."""
+        ...
+
+    async def reveal(self, subject: bytes, commits: Sequence[bytes]) -> RevealReply:
+        """Round two."""
+        ...
+
+    async def sign(
+        self, subject: bytes, commits: Sequence[bytes], reveals: Sequence[bytes]
+    ) -> SignReply:
+        """Round three."""
+        ...
+
+    async def certify(self, header: bytes, block: bytes) -> CertifyReply:
+        """Check and sign one block of the ledger."""
+        ...
+
+    async def provide_blocks(self, blocks: Sequence[bytes]) -> int:
+        """Give a lagging replica certified blocks; returns how many it was given."""
+        ...

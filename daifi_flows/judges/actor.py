@@ -1,0 +1,280 @@
+"""The judges on Ray: actors that hold seats, and the clients that reach them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
+
+from daifi_flows.cnft import Attestation, BlockHeader, Committee, ReviewRequest
+from daifi_flows.errors import CommitteeError, DaifiError
+from daifi_flows.judges._certifier import BlockCertifier
+from daifi_flows.judges._client import ReviewClient
+from daifi_flows.judges._messages import (
+    CertifyReply,
+    CommitReply,
+    HostLost,
+    RevealReply,
+    SignReply,
+)
+from daifi_flows.judges._office import BlockValidator, SeatOffice
+from daifi_flows.judges._report import ReviewReport
+from daifi_flows.proofs import Reference
+
+__all__ = ["CommitteeClient", "RayCertifier", "SeatHost", "start_seat_hosts"]
+
+T = TypeVar("T")
+
+ROUND_TIMEOUT_S: Final = 30.0
+"""For one call of a round after the first, or one block. They take milliseconds: a host that
+does not answer by then hangs, and counts as lost until it does."""
+
+CATCH_UP_TIMEOUT_S: Final = 300.0
+
+
+class SeatHost:
+    """Several seats of the committee in one process: an async actor around a SeatOffice.
+
+    Reviews, rounds and blocks have a thread each, so that certifying a block does not wait for a
+    review's prefill. Start it with :func:`start_seat_hosts`, or
+    ``ray.remote(SeatHost).options(max_restarts=-1, max_task_retries=0, max_concurrency=64)``.
+    Killed at any instant it restarts with the same words: see :class:`SeatOffice`.
+
+    Args:
+        committee: the committee these seats belong to.
+        seats: their indices.
+        keys_dir: folder with their key files.
+        reference_factory: makes the verifier's copy of the models, in this process.
+        validator_factory: makes the block validator (the ledger's replica), in this process.
+        workdir: journal and caches; on one machine all hosts share one.
+        byzantine: dishonest seats by index (``always-accept``, ``always-reject``, ``silent``,
+            ``equivocate``, ``copy``): **for tests and benchmarks only**.
+    """
+
+    def __init__(
+        self,
+        committee: Committee,
+        seats: Sequence[int],
+        keys_dir: Path,
+        *,
+        reference_factory: Callable[[], Reference],
+        validator_factory: Callable[[], BlockValidator] | None,
+        workdir: Path,
+        byzantine: Mapping[int, str] | None = None,
+    ) -> None:
+        self._office = SeatOffice(
+            committee,
+            seats,
+            keys_dir,
+            reference_factory=reference_factory,
+            validator_factory=validator_factory,
+            workdir=workdir,
+            byzantine=byzantine,
+        )
+        self._reviews = ThreadPoolExecutor(1, "review")
+        self._rounds = ThreadPoolExecutor(2, "round")
+        self._blocks = ThreadPoolExecutor(1, "block")
+
+    async def commit(self, request: ReviewRequest) -> CommitReply:
+        """Round one."""
+        return await self._in(self._reviews, self._office.commit, request)
+
+    async def reveal(self, subject: bytes, commits: Sequence[bytes]) -> RevealReply:
+        """Round two."""
+        return await self._in(self._rounds, self._office.reveal, subject, commits)
+
+    async def sign(
+        self, subject: bytes, commits: Sequence[bytes], reveals: Sequence[bytes]
+    ) -> SignReply:
+        """Round three."""
+        return await self._in(self._rounds, self._office.sign, subject, commits, reveals)
+
+    async def certify(self, header: bytes, block: bytes) -> CertifyReply:
+        """Check and sign one block."""
+        return await self._in(self._blocks, self._office.certify, header, block)
+
+    async def provide_blocks(self, blocks: Sequence[bytes]) -> int:
+        """Bring the replica up to date."""
+        return await self._in(self._blocks, self._office.provide_blocks, blocks)
+
+    async def ping(self) -> dict[str, Any]:
+        """``pid`` and ``seats``."""
+        return {"pid": os.getpid(), "seats": list(self._office.seats)}
+
+    async def warm(self) -> None:
+        """Load the models and the replica, so that the first step does not wait for them."""
+        await asyncio.gather(
+            self._in(self._reviews, self._office.warm_reviews),
+            self._in(self._blocks, self._office.warm_blocks),
+        )
+
+    async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
+
+
+def start_seat_hosts(
+    committee: Committee,
+    keys_dir: Path,
+    *,
+    reference_factory: Callable[[], Reference],
+    validator_factory: Callable[[], BlockValidator] | None,
+    workdir: Path,
+    hosts: int = 1,
+    byzantine: Mapping[int, str] | None = None,
+    **options: Any,
+) -> list[ActorHandle[Any]]:
+    """Spread the committee's seats evenly over ``hosts`` actors.
+
+    Args:
+        **options: Ray actor options for all of them (``num_cpus``, ``resources``, …). ``name``
+            is a prefix: the host number is appended.
+
+    Raises:
+        CommitteeError: more hosts than seats, or none.
+    """
+    count = len(committee.seats)
+    if not 1 <= hosts <= count:
+        raise CommitteeError(f"{count} seats cannot be spread over {hosts} hosts")
+    prefix = options.pop("name", None)
+    actor = cast("Any", ray.remote(SeatHost))
+    started: list[ActorHandle[Any]] = []
+    for number in range(hosts):
+        mine: dict[str, Any] = {
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            "max_concurrency": 64,
+            "num_cpus": 0,
+        }
+        if prefix is not None:
+            mine["name"] = f"{prefix}-{number}"
+        seats = range(number * count // hosts, (number + 1) * count // hosts)
+        started.append(
+            actor.options(**(mine | options)).remote(
+                committee,
+                list(seats),
+                keys_dir,
+                reference_factory=reference_factory,
+                validator_factory=validator_factory,
+                workdir=workdir,
+                byzantine=dict(byzantine or {}),
+            )
+        )
+    return started
+
+
+class RaySeats:
+    """Transport to one seat host actor: Ray's errors become this package's."""
+
+    def __init__(self, handle: ActorHandle[Any]) -> None:
+        self.handle = handle
+
+    async def commit(self, request: Any) -> CommitReply:
+        """Round one; takes as long as the re-execution does."""
+        return await _answer(self.handle.commit.remote(request), None)
+
+    async def reveal(self, subject: bytes, commits: Sequence[bytes]) -> RevealReply:
+        """Round two."""
+        return await _answer(self.handle.reveal.remote(subject, commits), ROUND_TIMEOUT_S)
+
+    async def sign(
+        self, subject: bytes, commits: Sequence[bytes], reveals: Sequence[bytes]
+    ) -> SignReply:
+        """Round three."""
+        return await _answer(self.handle.sign.remote(subject, commits, reveals), ROUND_TIMEOUT_S)
+
+    async def certify(self, header: bytes, block: bytes) -> CertifyReply:
+        """One block."""
+        return await _answer(self.handle.certify.remote(header, block), ROUND_TIMEOUT_S)
+
+    async def provide_blocks(self, blocks: Sequence[bytes]) -> int:
+        """Certified history."""
+        return await _answer(self.handle.provide_blocks.remote(blocks), CATCH_UP_TIMEOUT_S)
+
+
+async def _answer(reference: Any, timeout_s: float | None) -> Any:
+    try:
+        return await asyncio.wait_for(_plain(reference), timeout_s)
+    except TimeoutError:
+        raise HostLost(f"the seat host did not answer within {timeout_s} s") from None
+    except RayTaskError as error:  # raised in the actor: an answer, though not a pleasant one
+        cause = error.cause
+        if isinstance(cause, DaifiError):
+            raise CommitteeError(cause.message, **cause.details) from None
+        raise CommitteeError(f"the seat host failed: {type(cause).__name__}: {cause}") from None
+    except RayError as error:
+        dead = isinstance(error, ActorDiedError)
+        raise HostLost(f"the seat host is away ({type(error).__name__})", dead=dead) from None
+
+
+async def _plain(reference: Any) -> Any:
+    return await reference
+
+
+class CommitteeClient:
+    """The committee, for whoever needs a review.
+
+    Args:
+        hosts: seat host actors.
+        committee: whose seats they hold.
+        timeout_s: for a whole review, restarts of hosts included.
+        grace_s: how long the rest is waited for once a quorum has answered.
+
+    Raises:
+        CommitteeError: the committee is unsound.
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[ActorHandle[Any]],
+        committee: Committee,
+        *,
+        timeout_s: float = 300.0,
+        grace_s: float = 15.0,
+    ) -> None:
+        self.committee = committee
+        self._client = ReviewClient(
+            [RaySeats(host) for host in hosts], committee, timeout_s=timeout_s, grace_s=grace_s
+        )
+
+    async def review(self, request: ReviewRequest) -> tuple[Attestation, ReviewReport]:
+        """The committee's signed finding on a node's result, and the account of how it came.
+
+        Idempotent: a review that was interrupted is continued, a finished one found again.
+
+        Raises:
+            CommitteeError: no quorum answered in time, or the seats refuse the request.
+        """
+        return await self._client.review(request, payload=ray.put(request))
+
+
+class RayCertifier:
+    """Satisfies the ledger's ``Certifier`` protocol with seat host actors; crosses Ray itself.
+
+    Args:
+        hosts: seat host actors.
+        committee: whose seats they hold.
+        timeout_s: for one block, restarts of hosts and their catching up included.
+    """
+
+    def __init__(
+        self, hosts: Sequence[ActorHandle[Any]], committee: Committee, *, timeout_s: float = 60.0
+    ) -> None:
+        self._certifier = BlockCertifier(
+            [RaySeats(host) for host in hosts], committee, timeout_s=timeout_s
+        )
+
+    async def certify(
+        self,
+        header: BlockHeader,
+        block: bytes,
+        history: Callable[[int], Awaitable[Sequence[bytes]]],
+    ) -> Sequence[tuple[int, bytes]]:
+        """Partial signatures over the block's hash; see :class:`BlockCertifier`."""
+        return await self._certifier.certify(header, block, history)
