@@ -24,6 +24,7 @@ __all__ = [
     "MeshError",
     "ModelError",
     "NodeLost",
+    "OutOfSync",
     "ProofError",
     "StepFailed",
     "TransactionRefused",
@@ -116,6 +117,10 @@ class LedgerCorrupted(LedgerError):
 
 class LedgerUnavailable(LedgerError):
     """The ledger actor does not answer, or no quorum of seats certifies blocks."""
+
+
+class OutOfSync(LedgerError):
+    """A validator lacks earlier blocks; ``details["from_height"]`` is the first it needs."""
 
 
 class BundleError(DaifiError):

@@ -1,0 +1,77 @@
+"""The Proof-of-Compute ledger: a pure state machine, its certified blocks, file and actor."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from daifi_flows.ledger._audit import AuditReport, audit
+    from daifi_flows.ledger._certifier import Certifier, History
+    from daifi_flows.ledger._client import LedgerClient
+    from daifi_flows.ledger._records import (
+        AccountRecord,
+        Allocation,
+        Genesis,
+        LedgerHealth,
+        Params,
+        SupplyReport,
+        TaskRecord,
+        TaskState,
+        TokenRecord,
+    )
+    from daifi_flows.ledger._replica import Replica
+    from daifi_flows.ledger._service import LedgerService
+    from daifi_flows.ledger._settlement import Settlement
+    from daifi_flows.ledger.actor import LedgerActor, RayLedger
+
+__all__ = [
+    "AccountRecord",
+    "Allocation",
+    "AuditReport",
+    "Certifier",
+    "Genesis",
+    "History",
+    "LedgerActor",
+    "LedgerClient",
+    "LedgerHealth",
+    "LedgerService",
+    "Params",
+    "RayLedger",
+    "Replica",
+    "Settlement",
+    "SupplyReport",
+    "TaskRecord",
+    "TaskState",
+    "TokenRecord",
+    "audit",
+]
+
+_HOMES = {
+    "AuditReport": "_audit",
+    "audit": "_audit",
+    "Certifier": "_certifier",
+    "History": "_certifier",
+    "LedgerClient": "_client",
+    "AccountRecord": "_records",
+    "Allocation": "_records",
+    "Genesis": "_records",
+    "LedgerHealth": "_records",
+    "Params": "_records",
+    "SupplyReport": "_records",
+    "TaskRecord": "_records",
+    "TaskState": "_records",
+    "TokenRecord": "_records",
+    "Replica": "_replica",
+    "LedgerService": "_service",
+    "Settlement": "_settlement",
+    "LedgerActor": "actor",
+    "RayLedger": "actor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)

@@ -1,0 +1,200 @@
+"""Blocks: their bytes, how one is built, re-executed and certified. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from daifi_flows.cnft import (
+    BlockHeader,
+    Committee,
+    Noun,
+    QuorumCertificate,
+    Raw,
+    Receipt,
+    TxReceipt,
+)
+from daifi_flows.encoding import merkle_proof, merkle_root
+from daifi_flows.errors import EncodingError, LedgerError, TransactionRefused
+from daifi_flows.keys import verify_bls_aggregate
+from daifi_flows.ledger._machine import Machine
+from daifi_flows.ledger._records import Genesis
+from daifi_flows.ledger._state import Layer
+from daifi_flows.ledger._transactions import parse_transaction
+from daifi_flows.ledger._trie import Trie
+
+__all__ = [
+    "MAX_BLOCK_BYTES",
+    "MAX_BLOCK_TXS",
+    "Block",
+    "Candidate",
+    "CertifiedBlock",
+    "build",
+    "certificate_valid",
+    "genesis_header",
+    "inclusion",
+    "reexecute",
+]
+
+MAX_BLOCK_TXS: Final = 512
+MAX_BLOCK_BYTES: Final = 40 * 1024 * 1024
+"""More than MAX_BLOCK_TXS transactions of the largest size take."""
+
+
+class Block(Noun):
+    """What the proposer sends to the seats.
+
+    ``justify`` is the certificate of the parent (absent at height 1), by which a validator that
+    signed the parent knows it is final. The hash is the header's; the body is bound by its roots.
+    """
+
+    header: BlockHeader
+    transactions: Annotated[tuple[Raw, ...], Field(max_length=MAX_BLOCK_TXS)]
+    justify: QuorumCertificate | None = None
+
+
+class CertifiedBlock(Noun):
+    """A final block: what a lagging validator needs to catch up."""
+
+    block: Block
+    certificate: QuorumCertificate
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An executed block: its header, receipts, and the state after it."""
+
+    header: BlockHeader
+    receipts: tuple[TxReceipt, ...]
+    layer: Layer
+    trie: Trie
+    entries: dict[bytes, bytes] = field(repr=False)
+    """State entries it changed, encoded."""
+
+
+def genesis_header(machine: Machine) -> tuple[BlockHeader, Layer, Trie]:
+    """Block 0: no transactions and no certificate; the ledger id itself commits to it."""
+    genesis = machine.genesis
+    base = machine.genesis_state()
+    trie = Trie().update(base.encoded_changes())
+    header = BlockHeader(
+        ledger_id=machine.ledger_id,
+        height=0,
+        parent=bytes(32),
+        tx_root=merkle_root([]),
+        receipt_root=merkle_root([]),
+        state_root=trie.root,
+        timestamp_ms=genesis.timestamp_ms,
+        proposer=genesis.proposer,
+        epoch=genesis.committee.epoch,
+        committee=genesis.committee.digest,
+    )
+    return header, base, trie
+
+
+def build(
+    genesis: Genesis,
+    parent: BlockHeader,
+    trie: Trie,
+    layer: Layer,
+    *,
+    transactions: Sequence[bytes],
+    receipts: Sequence[TxReceipt],
+    timestamp_ms: int,
+) -> Candidate:
+    """Close a block whose transactions were executed on ``layer`` over the parent's state."""
+    entries = layer.encoded_changes()
+    after = trie.update(entries)
+    header = BlockHeader(
+        ledger_id=parent.ledger_id,
+        height=parent.height + 1,
+        parent=parent.digest,
+        tx_root=merkle_root(transactions),
+        receipt_root=merkle_root([receipt.canonical() for receipt in receipts]),
+        state_root=after.root,
+        timestamp_ms=timestamp_ms,
+        proposer=genesis.proposer,
+        epoch=genesis.committee.epoch,
+        committee=parent.committee,
+    )
+    return Candidate(header, tuple(receipts), layer, after, entries)
+
+
+def reexecute(
+    machine: Machine, parent: BlockHeader, trie: Trie, base: Layer, block: Block
+) -> Candidate:
+    """Execute a stranger's block on its parent's state and compare every commitment.
+
+    Raises:
+        LedgerError: the block does not follow from its parent by the rules.
+    """
+    header = block.header
+    if header.timestamp_ms < parent.timestamp_ms:
+        raise LedgerError(f"block {header.height} is dated before its parent: do not sign it")
+    if not block.transactions:
+        raise LedgerError(f"block {header.height} is empty: do not sign it")
+    layer = Layer(base)
+    receipts: list[TxReceipt] = []
+    for index, raw in enumerate(block.transactions):
+        try:
+            tx = parse_transaction(raw)
+            receipts.append(machine.execute(layer, tx, header.timestamp_ms))
+        except TransactionRefused as error:
+            raise LedgerError(
+                f"transaction {index} of block {header.height} breaks a rule: {error}"
+            ) from error
+    candidate = build(
+        machine.genesis,
+        parent,
+        trie,
+        layer,
+        transactions=block.transactions,
+        receipts=receipts,
+        timestamp_ms=header.timestamp_ms,
+    )
+    if candidate.header != header:
+        wrong = [
+            name
+            for name in BlockHeader.model_fields
+            if getattr(candidate.header, name) != getattr(header, name)
+        ]
+        raise LedgerError(
+            f"block {header.height} claims a wrong {', '.join(wrong)}: do not sign it"
+        )
+    return candidate
+
+
+def certificate_valid(
+    committee: Committee, block_hash: bytes, certificate: QuorumCertificate
+) -> bool:
+    """Whether a quorum of the committee signed this block hash."""
+    try:
+        seats = committee.signers(certificate.signers)
+    except EncodingError:
+        return False
+    return len(seats) >= committee.quorum and verify_bls_aggregate(
+        [seat.public for seat in seats],
+        QuorumCertificate.message(block_hash),
+        certificate.signature,
+    )
+
+
+def inclusion(
+    header: BlockHeader,
+    certificate: QuorumCertificate,
+    receipts: Sequence[TxReceipt],
+    index: int,
+) -> Receipt:
+    """The receipt of transaction ``index``, with its path to the certified header."""
+    leaves = [receipt.canonical() for receipt in receipts]
+    return Receipt(
+        header=header,
+        certificate=certificate,
+        leaf=receipts[index],
+        index=index,
+        size=len(leaves),
+        path=merkle_proof(leaves, index),
+    )

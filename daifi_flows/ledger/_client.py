@@ -1,0 +1,320 @@
+"""The client side of the bundled ledger: signs transactions, retries, never pays twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+
+from daifi_flows.cnft import (
+    Attestation,
+    BlockHeader,
+    Committee,
+    NodeInfo,
+    ProofHeader,
+    QuorumCertificate,
+    Receipt,
+    TaskSpec,
+)
+from daifi_flows.errors import LedgerUnavailable, TransactionRefused
+from daifi_flows.keys import Account
+from daifi_flows.ledger._records import (
+    AccountRecord,
+    LedgerHealth,
+    SupplyReport,
+    TaskRecord,
+    TaskState,
+    TokenRecord,
+)
+from daifi_flows.ledger._store import Mark
+from daifi_flows.ledger._transactions import (
+    Assign,
+    Cancel,
+    Commit,
+    Effect,
+    Expire,
+    Open,
+    Register,
+    Reject,
+    Release,
+    Settle,
+    Stake,
+    Transaction,
+    Transfer,
+    Unproven,
+)
+
+__all__ = ["LedgerClient", "Port"]
+
+_RESENDS: Final = 8
+
+
+class Port(Protocol):
+    """How a client reaches a :class:`~daifi_flows.ledger.LedgerService` (which is one itself)."""
+
+    async def enqueue(self, raw: bytes) -> bytes: ...
+    async def wait(self, tx_id: bytes) -> Receipt: ...
+    async def next_nonce(self, address: str) -> int: ...
+    async def find(self, mark: bytes) -> Mark | None: ...
+    async def head(self) -> tuple[BlockHeader, QuorumCertificate | None]: ...
+    async def committee(self) -> Committee: ...
+    async def account(self, address: str) -> AccountRecord: ...
+    async def task(self, task_id: bytes) -> TaskRecord | None: ...
+    async def token(self, token_id: bytes) -> TokenRecord | None: ...
+    async def supply(self) -> SupplyReport: ...
+    async def nodes(self) -> tuple[AccountRecord, ...]: ...
+    async def attestation_receipt(self, task_id: bytes) -> tuple[Attestation, Receipt] | None: ...
+    async def health(self) -> LedgerHealth: ...
+
+
+class LedgerClient:
+    """The bundled ledger as a :class:`~daifi_flows.ledger.Settlement`.
+
+    Args:
+        port: a running :class:`~daifi_flows.ledger.LedgerService`, or a way to one.
+        patience_s: how long a call waits for a quorum that stalls before it gives up.
+    """
+
+    def __init__(self, port: Port, ledger_id: bytes, *, patience_s: float = 60.0) -> None:
+        self._port = port
+        self._ledger_id = ledger_id
+        self._patience_s = patience_s
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    @property
+    def ledger_id(self) -> bytes:
+        """What signatures and attestations are bound to, 32 bytes."""
+        return self._ledger_id
+
+    # Reads
+
+    async def head(self) -> tuple[BlockHeader, QuorumCertificate | None]:
+        """The last final block; block 0 has no certificate."""
+        return await self._port.head()
+
+    async def committee(self) -> Committee:
+        """The seats of this epoch."""
+        return await self._port.committee()
+
+    async def account(self, address: str) -> AccountRecord:
+        """An account; zeros for an address never seen."""
+        return await self._port.account(address)
+
+    async def task(self, task_id: bytes) -> TaskRecord | None:
+        """A task, if it was ever opened."""
+        return await self._port.task(task_id)
+
+    async def token(self, token_id: bytes) -> TokenRecord | None:
+        """A token, if it was ever minted."""
+        return await self._port.token(token_id)
+
+    async def supply(self) -> SupplyReport:
+        """Where all money is."""
+        return await self._port.supply()
+
+    async def nodes(self) -> tuple[AccountRecord, ...]:
+        """Accounts registered as nodes, by address."""
+        return await self._port.nodes()
+
+    async def attestation_receipt(self, task_id: bytes) -> tuple[Attestation, Receipt] | None:
+        """The attestation that settled a task, and its settlement's receipt."""
+        return await self._port.attestation_receipt(task_id)
+
+    async def health(self) -> LedgerHealth:
+        """Height, pending transactions, and why certification stalls, if it does."""
+        return await self._port.health()
+
+    # Transactions
+
+    async def transfer(self, to: str, amount_wei: int, sender: Account) -> Receipt:
+        """Move money to another account."""
+        return await self._send(
+            sender, lambda who, nonce: Transfer(**who, nonce=nonce, to=to, amount_wei=amount_wei)
+        )
+
+    async def stake(self, amount_wei: int, node: Account) -> Receipt:
+        """Put a node's own money at stake."""
+        return await self._send(
+            node, lambda who, nonce: Stake(**who, nonce=nonce, amount_wei=amount_wei)
+        )
+
+    async def register(self, info: NodeInfo, node: Account) -> Receipt:
+        """Offer a node, or change its offer."""
+        return await self._send(node, lambda who, nonce: Register(**who, nonce=nonce, info=info))
+
+    async def open_escrow(self, spec: TaskSpec, buyer: Account) -> Receipt:
+        """Open a task and lock its highest price."""
+        return await self._send(buyer, lambda who, nonce: Open(**who, nonce=nonce, spec=spec))
+
+    async def assign(self, task_id: bytes, node: str, price_wei: int, buyer: Account) -> Receipt:
+        """Give an open task to a registered, staked node at a price."""
+        attempt = (await self._require(task_id)).attempt
+        return await self._send(
+            buyer,
+            lambda who, nonce: Assign(
+                **who,
+                nonce=nonce,
+                task_id=task_id,
+                attempt=attempt,
+                node=node,
+                price_wei=price_wei,
+            ),
+        )
+
+    async def commit(
+        self, task_id: bytes, header: ProofHeader, proof_cid: str, sender: Account
+    ) -> Receipt:
+        """Record the node's signed proof header; ``sender`` is the buyer or the node."""
+        attempt = (await self._require(task_id)).attempt
+        return await self._send(
+            sender,
+            lambda who, nonce: Commit(
+                **who,
+                nonce=nonce,
+                task_id=task_id,
+                attempt=attempt,
+                proof_cid=proof_cid,
+                header=header,
+            ),
+        )
+
+    async def settle(self, attestation: Attestation, metadata: bytes, sender: Account) -> Receipt:
+        """Pay for an accepted execution and mint its token."""
+        return await self._send(
+            sender,
+            lambda who, nonce: Settle(
+                **who, nonce=nonce, attestation=attestation, metadata=metadata
+            ),
+        )
+
+    async def reject(self, attestation: Attestation, sender: Account) -> Receipt:
+        """Slash a rejected node and reopen the task."""
+        return await self._send(
+            sender, lambda who, nonce: Reject(**who, nonce=nonce, attestation=attestation)
+        )
+
+    async def unproven(self, attestation: Attestation, sender: Account) -> Receipt:
+        """Refund a task the committee could not decide."""
+        return await self._send(
+            sender, lambda who, nonce: Unproven(**who, nonce=nonce, attestation=attestation)
+        )
+
+    async def release(self, task_id: bytes, buyer: Account) -> Receipt:
+        """Take an assigned task back from a lost node, without a slash."""
+        task = await self._require(task_id)
+        attempt = task.attempt
+        if task.state is not TaskState.ASSIGNED and attempt > 0:
+            attempt -= 1  # perhaps this very call succeeded before: then its receipt is returned
+        return await self._send(
+            buyer,
+            lambda who, nonce: Release(**who, nonce=nonce, task_id=task_id, attempt=attempt),
+        )
+
+    async def cancel(self, task_id: bytes, buyer: Account) -> Receipt:
+        """Give up a task that no node has answered; refunds the escrow."""
+        return await self._send(
+            buyer, lambda who, nonce: Cancel(**who, nonce=nonce, task_id=task_id)
+        )
+
+    async def expire(self, task_id: bytes, sender: Account) -> Receipt:
+        """Refund a task past its deadline."""
+        return await self._send(
+            sender, lambda who, nonce: Expire(**who, nonce=nonce, task_id=task_id)
+        )
+
+    async def effect(self, token_id: bytes, digest: bytes, owner: Account) -> Receipt:
+        """Commit, once, to what a token's after-settlement action returned."""
+        return await self._send(
+            owner,
+            lambda who, nonce: Effect(**who, nonce=nonce, token_id=token_id, effect=digest),
+        )
+
+    async def _require(self, task_id: bytes) -> TaskRecord:
+        task = await self._port.task(task_id)
+        if task is None:
+            raise TransactionRefused(
+                f"task {task_id.hex()} was never opened on this ledger", code="unknown"
+            )
+        return task
+
+    async def _send(
+        self, account: Account, make: Callable[[dict[str, Any], int], Transaction]
+    ) -> Receipt:
+        """Sign with the next nonce, send, and wait until it is final.
+
+        A signed transaction is re-signed with another nonce only when the ledger has refused the
+        first one's: so it can never take effect twice.
+        """
+        who = {"sender": account.address}
+        lock = self._locks.setdefault(account.address, asyncio.Lock())
+        give_up = time.monotonic() + self._patience_s
+        refused: TransactionRefused | None = None
+        for _ in range(_RESENDS):
+            async with lock:
+                nonce = await self._port.next_nonce(account.address)
+                tx = make(who, nonce).signed(account, self._ledger_id)
+                if (done := await self._done(tx)) is not None:
+                    return await self._wait(done, give_up)
+                try:
+                    tx_id = await self._port.enqueue(tx.encode())
+                except TransactionRefused as error:
+                    refused = error
+                    if (done := await self._done(tx)) is not None:
+                        return await self._wait(done, give_up)
+                    if error.details.get("code") == "bad-nonce":
+                        continue  # another process signs for this account too
+                    raise
+            try:
+                return await self._wait(tx_id, give_up)
+            except TransactionRefused as error:
+                refused = error  # the ledger restarted before it journaled this: send again
+        assert refused is not None
+        raise refused
+
+    async def _done(self, tx: Transaction) -> bytes | None:
+        """The transaction that already did this, when it did exactly this.
+
+        Raises:
+            TransactionRefused: ``duplicate``: it was done with other terms.
+        """
+        key = tx.mark()
+        mark = await self._port.find(key) if key is not None else None
+        if mark is None:
+            return None
+        if mark.intent == tx.intent():
+            return mark.tx
+        if isinstance(tx, Register):
+            return None  # an offer may change
+        raise TransactionRefused(
+            f"this {tx.kind} already happened with other terms; read the task to see which",
+            code="duplicate",
+        )
+
+    async def _wait(self, tx_id: bytes, give_up: float) -> Receipt:
+        while True:
+            try:
+                return await self._port.wait(tx_id)
+            except LedgerUnavailable:
+                if time.monotonic() >= give_up:
+                    raise
+                await asyncio.sleep(0.2)
+
+
+async def patiently(
+    call: Callable[[], Awaitable[Any]], retry: tuple[type[BaseException], ...], patience_s: float
+) -> Any:
+    """Call again after 0.5, 1, 2, 3, 5, 8, 8 … seconds while it raises one of ``retry``.
+
+    Raises:
+        the last error, once ``patience_s`` seconds have passed.
+    """
+    give_up = time.monotonic() + patience_s
+    delays = iter((0.5, 1.0, 2.0, 3.0, 5.0))
+    while True:
+        try:
+            return await call()
+        except retry:
+            if time.monotonic() >= give_up:
+                raise
+            await asyncio.sleep(next(delays, 8.0))

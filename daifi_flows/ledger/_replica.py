@@ -1,0 +1,142 @@
+"""A validator's own copy of the chain: re-executes each block before a seat signs it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from daifi_flows.cnft import QuorumCertificate
+from daifi_flows.encoding import keccak256
+from daifi_flows.errors import EncodingError, LedgerError, OutOfSync
+from daifi_flows.ledger._blocks import (
+    MAX_BLOCK_BYTES,
+    Block,
+    Candidate,
+    CertifiedBlock,
+    certificate_valid,
+    genesis_header,
+    reexecute,
+)
+from daifi_flows.ledger._machine import Machine
+from daifi_flows.ledger._records import Genesis
+
+__all__ = ["Replica"]
+
+MAX_CLOCK_DRIFT_MS: Final = 60_000
+"""How far ahead of a validator's clock a block may be dated: else a proposer could expire
+tasks at will."""
+
+
+class Replica:
+    """What a seat host holds to decide which block hash to sign.
+
+    Args:
+        clock: Unix milliseconds; blocks dated more than a minute ahead of it are refused.
+            Without one, any date not before the parent's is taken.
+
+    It signs one block a height and never another, for as long as it lives. After a restart it is
+    at genesis again and catches up from certified blocks. Not thread-safe.
+    """
+
+    def __init__(self, genesis: Genesis, clock: Callable[[], int] | None = None) -> None:
+        self._machine = Machine(genesis)
+        self._head, self._base, self._trie = genesis_header(self._machine)
+        self._hashes: list[bytes] = [self._head.digest]
+        self._clock = clock
+        self._signed: Candidate | None = None
+        self._signed_bytes = b""
+
+    @property
+    def height(self) -> int:
+        """Height of the last block known to be final."""
+        return self._head.height
+
+    def check(self, block: bytes) -> bytes:
+        """The block hash to sign, after re-executing the block; the same for the same bytes.
+
+        Raises:
+            OutOfSync: earlier blocks are missing, ``details["from_height"]`` on.
+            LedgerError: the block breaks a rule, or another block was signed at its height.
+        """
+        if self._signed is not None and block == self._signed_bytes:
+            return self._signed.header.digest
+        parsed = _parse(block)
+        header = parsed.header
+        if header.height <= self.height:
+            if header.height >= 1 and self._hashes[header.height] == header.digest:
+                return header.digest
+            raise LedgerError(f"block {header.height} conflicts with the final one; refused")
+        if header.height == self.height + 2 and self._signed is not None:
+            self._advance(parsed.justify)
+        if header.height > self.height + 1:
+            raise OutOfSync(
+                f"blocks {self.height + 1} to {header.height - 1} are needed before "
+                f"{header.height} can be checked",
+                from_height=self.height + 1,
+            )
+        if self._signed is not None:
+            if self._signed.header.digest == header.digest:
+                return header.digest
+            raise LedgerError(f"another block {header.height} was signed already; refused")
+        if self._clock is not None and header.timestamp_ms > self._clock() + MAX_CLOCK_DRIFT_MS:
+            raise LedgerError(f"block {header.height} is dated in the future; refused")
+        self._signed = reexecute(self._machine, self._head, self._trie, self._base, parsed)
+        self._signed_bytes = block
+        return header.digest
+
+    def _advance(self, certificate: QuorumCertificate | None) -> None:
+        signed = self._signed
+        assert signed is not None
+        if certificate is None or not certificate_valid(
+            self._machine.committee, signed.header.digest, certificate
+        ):
+            # The parent that became final may be another than the one signed here.
+            raise OutOfSync(
+                f"block {signed.header.height} is not shown to be final",
+                from_height=signed.header.height,
+            )
+        self._adopt(signed)
+
+    def _adopt(self, candidate: Candidate) -> None:
+        candidate.layer.merge_down()
+        self._head, self._trie = candidate.header, candidate.trie
+        self._hashes.append(candidate.header.digest)
+        self._signed, self._signed_bytes = None, b""
+
+    def catch_up(self, blocks: Sequence[bytes]) -> None:
+        """Apply certified blocks in order; those already final here are skipped.
+
+        Raises:
+            OutOfSync: there is a gap before one of them.
+            LedgerError: one is malformed, breaks a rule, or has no valid certificate.
+        """
+        for raw in blocks:
+            try:
+                certified = CertifiedBlock.from_canonical(raw, max_bytes=MAX_BLOCK_BYTES)
+            except EncodingError as error:
+                raise LedgerError(f"a certified block cannot be read: {error}") from error
+            header = certified.block.header
+            if header.height <= self.height:
+                continue
+            if header.height != self.height + 1:
+                raise OutOfSync(f"block {self.height + 1} is missing", from_height=self.height + 1)
+            if not certificate_valid(self._machine.committee, header.digest, certified.certificate):
+                raise LedgerError(f"block {header.height} has no valid certificate")
+            signed = self._signed
+            if signed is None or signed.header.digest != header.digest:
+                signed = reexecute(
+                    self._machine, self._head, self._trie, self._base, certified.block
+                )
+            self._adopt(signed)
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Hash over the final head and state root, to compare replicas, 32 bytes."""
+        return keccak256(self._head.digest + self._trie.root)
+
+
+def _parse(block: bytes) -> Block:
+    try:
+        return Block.from_canonical(block, max_bytes=MAX_BLOCK_BYTES)
+    except EncodingError as error:
+        raise LedgerError(f"the block cannot be read: {error}") from error

@@ -1,0 +1,361 @@
+"""The running ledger: chain, file and certifier under one asyncio loop. No Ray here.
+
+Order of a block's life: journal the proposal → collect the certificate → journal the certificate →
+answer the callers. A restart proposes a journaled block again, byte for byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+from daifi_flows.cnft import (
+    Attestation,
+    BlockHeader,
+    Committee,
+    Noun,
+    QuorumCertificate,
+    Receipt,
+)
+from daifi_flows.errors import (
+    LedgerCorrupted,
+    LedgerError,
+    LedgerUnavailable,
+    TransactionRefused,
+)
+from daifi_flows.ledger._blocks import CertifiedBlock, certificate_valid, inclusion
+from daifi_flows.ledger._certifier import Certifier, collect
+from daifi_flows.ledger._chain import Chain, Pending
+from daifi_flows.ledger._records import (
+    AccountRecord,
+    Genesis,
+    LedgerHealth,
+    SupplyReport,
+    TaskRecord,
+    TokenRecord,
+)
+from daifi_flows.ledger._state import Layer, decode_entry
+from daifi_flows.ledger._store import Mark, Store
+from daifi_flows.ledger._transactions import Settle, parse_transaction
+
+__all__ = ["LedgerService"]
+
+_log = logging.getLogger(__name__)
+_HISTORY: Final = 256
+"""Most certified blocks given to a lagging seat at once."""
+_BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+def _wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class LedgerService:
+    """One ledger file, proposed by this process and certified by the committee.
+
+    Args:
+        path: the SQLite file, created with ``genesis`` when it is not there.
+        certifier: carries blocks to the seats.
+        clock: Unix milliseconds, for block timestamps.
+        certify_timeout_s: how long one round of asking the seats may take.
+        wait_timeout_s: how long :meth:`wait` waits for a certificate before it says so.
+
+    Reads see final state only and never wait for a certificate.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        genesis: Genesis,
+        certifier: Certifier,
+        *,
+        clock: Callable[[], int] = _wall_clock_ms,
+        certify_timeout_s: float = 30.0,
+        wait_timeout_s: float = 20.0,
+    ) -> None:
+        self.path = Path(path)
+        self.genesis = genesis
+        self.ledger_id = genesis.ledger_id
+        self._certifier = certifier
+        self._clock = clock
+        self._certify_timeout_s = certify_timeout_s
+        self._wait_timeout_s = wait_timeout_s
+        self._waiters: dict[bytes, asyncio.Future[None]] = {}
+        self._stalled = ""
+        self._broken: LedgerError | None = None
+
+    async def start(self) -> None:
+        """Open the file and begin to certify what is pending.
+
+        Raises:
+            LedgerCorrupted: the file is damaged (the message names the height).
+            LedgerUnavailable: another process uses the file, or it cannot be opened.
+            LedgerError: the file belongs to another ledger.
+        """
+        # One thread: SQLite writes wait for the disk, and must not hold up reads.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
+        try:
+            self._chain = await asyncio.to_thread(self._load)
+        except BaseException:
+            self._writer.shutdown()
+            raise
+        self._wake = asyncio.Event()
+        for tx in self._chain.queued:
+            self._waiters[tx] = asyncio.get_running_loop().create_future()
+        if self._chain.pending:
+            self._wake.set()
+        self._task = asyncio.create_task(self._run(), name="ledger")
+
+    def _load(self) -> Chain:
+        chain = Chain(self.genesis)
+        self._store = store = Store(self.path, self.genesis)
+        try:
+            count = store.scan()
+            last = list(store.rows(max(1, count - 1), count))
+            final = [row for row in last if row.certificate is not None]
+            entries = {key: decode_entry(key, value) for key, value in store.entries()}
+            if final:
+                head = final[-1]
+                assert head.certificate is not None
+                if not certificate_valid(
+                    self.genesis.committee, head.block.header.digest, head.certificate
+                ):
+                    raise LedgerCorrupted(
+                        f"block {head.height} in {self.path} has no valid certificate: restore "
+                        "the file from a backup",
+                        height=head.height,
+                    )
+                chain.restore(head.block.header, head.certificate, Layer(changes=entries))
+            elif not entries:
+                store.seed(chain.base.encoded_changes())
+            elif Layer(changes=entries).encoded_changes() != chain.base.encoded_changes():
+                raise LedgerCorrupted(
+                    f"the genesis state in {self.path} is not its genesis: restore a backup",
+                    height=0,
+                )
+            open_rows = [row for row in last if row.certificate is None]
+            if len(open_rows) > 1 or (open_rows and open_rows[0].height != count):
+                raise LedgerCorrupted(
+                    f"block {open_rows[0].height} in {self.path} was never certified but has "
+                    "successors: restore the file from a backup",
+                    height=open_rows[0].height,
+                )
+            for row in open_rows:
+                chain.readopt(row)
+        except BaseException:
+            store.close()
+            raise
+        return chain
+
+    async def close(self) -> None:
+        """Stop at once. What was answered is on disk; what was not is as if never sent, or is in
+        the journal and becomes final at the next start."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._fail_waiters(LedgerUnavailable("the ledger was closed; start it again"))
+        await asyncio.to_thread(self._writer.shutdown)
+        self._store.close()
+
+    # Writing
+
+    async def enqueue(self, raw: bytes) -> bytes:
+        """Check and accept a signed transaction; its id. Not final until :meth:`wait` returns.
+
+        Raises:
+            TransactionRefused: a rule is broken; nothing changed.
+            LedgerUnavailable: too many transactions wait, or the file cannot be written.
+        """
+        if self._broken is not None:
+            raise self._broken
+        tx_id = parse_transaction(raw).digest(self.ledger_id)
+        if self._store.find_tx(tx_id) is not None:
+            return tx_id
+        tx_id = self._chain.add(raw, self._clock())
+        if tx_id not in self._waiters:
+            self._waiters[tx_id] = asyncio.get_running_loop().create_future()
+        self._wake.set()
+        return tx_id
+
+    async def wait(self, tx_id: bytes) -> Receipt:
+        """The receipt of an accepted transaction, once its block is final.
+
+        Raises:
+            TransactionRefused: ``unknown``: it was never accepted, or was lost in a restart.
+            LedgerUnavailable: no certificate yet; the transaction may still become final.
+        """
+        waiter = self._waiters.get(tx_id)
+        if waiter is not None:
+            try:
+                await asyncio.wait_for(asyncio.shield(waiter), self._wait_timeout_s)
+            except TimeoutError:
+                raise LedgerUnavailable(
+                    "no certificate yet for the block with this transaction "
+                    f"({self._stalled or 'seats have not answered'}); it may still become final"
+                ) from None
+        found = self._store.find_tx(tx_id)
+        if found is None:
+            raise TransactionRefused(
+                f"transaction {tx_id.hex()} is not known here; send it again", code="unknown"
+            )
+        return self._receipt(*found, tx_id)
+
+    async def submit(self, raw: bytes) -> Receipt:
+        """:meth:`enqueue`, then :meth:`wait`."""
+        return await self.wait(await self.enqueue(raw))
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                while self._chain.pending:
+                    await self._make_final()
+                self._wake.clear()
+        except LedgerError as error:  # the disk, or a bug: nothing more can be promised
+            _log.error("the ledger stopped: %s", error)
+            self._broken = error
+            self._fail_waiters(error)
+
+    async def _make_final(self) -> None:
+        block, new = self._chain.propose()
+        assert block.candidate is not None
+        height = block.candidate.header.height
+        if new:
+            await self._write(self._store.journal, block.proposal, height, block.receipts)
+        certificate = await self._certify(block)
+        txs = [receipt.tx for receipt in block.receipts]
+        await self._write(
+            self._store.finalise, height, certificate, block.candidate.entries, txs, block.marks
+        )
+        self._chain.finalise(certificate)
+        for tx in txs:
+            if (waiter := self._waiters.pop(tx, None)) is not None and not waiter.done():
+                waiter.set_result(None)
+
+    async def _write(self, write: Callable[..., None], *args: object) -> None:
+        # Shielded: a cancelled caller must not leave a write half known.
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writer, write, *args))
+
+    async def _certify(self, block: Pending) -> QuorumCertificate:
+        """Ask until a quorum signs: a journaled block is never given up."""
+        assert block.candidate is not None
+        header = block.candidate.header
+        attempt = 0
+        while True:
+            try:
+                async with asyncio.timeout(self._certify_timeout_s):
+                    certificate = await collect(
+                        self._certifier,
+                        self.genesis.committee,
+                        header,
+                        block.proposal,
+                        self.history,
+                    )
+            except Exception as error:  # whatever a certifier raises, the block stays
+                self._stalled = str(error) or type(error).__name__
+                _log.warning("block %d is not certified yet: %s", header.height, self._stalled)
+                await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
+                attempt += 1
+            else:
+                self._stalled = ""
+                return certificate
+
+    def _fail_waiters(self, error: LedgerError) -> None:
+        for waiter in self._waiters.values():
+            if not waiter.done():
+                waiter.set_exception(error)
+                waiter.exception()  # nobody may be waiting: do not warn about it
+        self._waiters.clear()
+
+    # Reading
+
+    async def history(self, from_height: int) -> Sequence[bytes]:
+        """Certified blocks from a height on, at most 256."""
+        last = min(self._chain.head.height, from_height + _HISTORY - 1)
+        return [
+            CertifiedBlock(block=row.block, certificate=row.certificate).canonical()
+            for row in self._store.rows(max(1, from_height), last)
+            if row.certificate is not None
+        ]
+
+    async def next_nonce(self, address: str) -> int:
+        """Nonce of the account's next transaction, pending ones counted."""
+        return self._chain.tip.account(address).nonce
+
+    async def find(self, mark: bytes) -> Mark | None:
+        """Which accepted transaction did what ``mark`` names, and its intent."""
+        return self._chain.pending_mark(mark) or self._store.find_mark(mark)
+
+    async def head(self) -> tuple[BlockHeader, QuorumCertificate | None]:
+        """The last final block; block 0 has no certificate."""
+        return self._chain.head, self._chain.certificate
+
+    async def committee(self) -> Committee:
+        """The seats that certify blocks and sign attestations."""
+        return self.genesis.committee
+
+    async def account(self, address: str) -> AccountRecord:
+        """An account; zeros for an address never seen."""
+        return self._chain.base.account(address)
+
+    async def task(self, task_id: bytes) -> TaskRecord | None:
+        """A task, if it was ever opened."""
+        return self._chain.base.task(task_id)
+
+    async def token(self, token_id: bytes) -> TokenRecord | None:
+        """A token, if it was ever minted."""
+        return self._chain.base.token(token_id)
+
+    async def supply(self) -> SupplyReport:
+        """Where all money is."""
+        return self._chain.base.supply()
+
+    async def nodes(self) -> tuple[AccountRecord, ...]:
+        """Accounts registered as nodes, by address."""
+        found = [
+            noun
+            for noun in self._chain.base.changes.values()
+            if isinstance(noun, AccountRecord) and noun.registered is not None
+        ]
+        return tuple(sorted(found, key=lambda account: account.address))
+
+    async def entries(self) -> dict[bytes, Noun]:
+        """Every final state entry (a copy)."""
+        return dict(self._chain.base.changes)
+
+    async def attestation_receipt(self, task_id: bytes) -> tuple[Attestation, Receipt] | None:
+        """The attestation that settled a task, and its settlement's receipt."""
+        mark = self._store.find_mark(b"settle/" + task_id)
+        found = self._store.find_tx(mark.tx) if mark is not None else None
+        if mark is None or found is None:
+            return None
+        height, position = found
+        (row,) = self._store.rows(height, height)
+        tx = parse_transaction(row.block.transactions[position])
+        assert isinstance(tx, Settle), "a settle mark names a settle transaction"
+        return tx.attestation, self._receipt(height, position, mark.tx)
+
+    def _receipt(self, height: int, position: int, tx_id: bytes) -> Receipt:
+        rows = list(self._store.rows(height, height))
+        if not rows or rows[0].certificate is None or position >= len(rows[0].receipts):
+            raise LedgerCorrupted(f"block {height} is missing from {self.path}", height=height)
+        receipt = inclusion(rows[0].block.header, rows[0].certificate, rows[0].receipts, position)
+        if receipt.leaf.tx != tx_id:
+            raise LedgerCorrupted(
+                f"the index of {self.path} names a wrong transaction", height=height
+            )
+        return receipt
+
+    async def health(self) -> LedgerHealth:
+        """Process id, height, transactions not final yet, and why certification stalls."""
+        return LedgerHealth(
+            pid=os.getpid(),
+            height=self._chain.head.height,
+            pending=len(self._chain.queued),
+            stalled_reason=str(self._broken or self._stalled),
+        )

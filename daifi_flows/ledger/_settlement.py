@@ -1,0 +1,130 @@
+"""``Settlement``: what a step needs from a ledger, whichever ledger it is."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from daifi_flows.cnft import (
+    Attestation,
+    BlockHeader,
+    Committee,
+    NodeInfo,
+    ProofHeader,
+    QuorumCertificate,
+    Receipt,
+    TaskSpec,
+)
+from daifi_flows.keys import Account
+from daifi_flows.ledger._records import AccountRecord, SupplyReport, TaskRecord, TokenRecord
+
+__all__ = ["Settlement"]
+
+
+@runtime_checkable
+class Settlement(Protocol):
+    """Escrow, assignment, settlement and minting, each final when the call returns.
+
+    Reads see final state. Every other method sends one signed transaction and returns the receipt
+    of the block that made it final; repeating a call that already happened (same task or token,
+    same terms) returns the original receipt, so a caller that died can simply call again.
+    ``transfer`` and ``stake`` move money each time they are called.
+
+    All of them raise :class:`~daifi_flows.errors.TransactionRefused` when a rule is broken
+    (nothing changed) and :class:`~daifi_flows.errors.LedgerUnavailable` when the ledger or its
+    quorum does not answer (the transaction may still become final: call again).
+    """
+
+    @property
+    def ledger_id(self) -> bytes:
+        """What signatures and attestations are bound to, 32 bytes."""
+        ...
+
+    async def head(self) -> tuple[BlockHeader, QuorumCertificate | None]:
+        """The last final block; block 0 has no certificate."""
+        ...
+
+    async def committee(self) -> Committee:
+        """The seats of this epoch."""
+        ...
+
+    async def account(self, address: str) -> AccountRecord:
+        """An account; zeros for an address never seen."""
+        ...
+
+    async def task(self, task_id: bytes) -> TaskRecord | None:
+        """A task, if it was ever opened."""
+        ...
+
+    async def token(self, token_id: bytes) -> TokenRecord | None:
+        """A token, if it was ever minted."""
+        ...
+
+    async def supply(self) -> SupplyReport:
+        """Where all money is."""
+        ...
+
+    async def nodes(self) -> tuple[AccountRecord, ...]:
+        """Accounts registered as nodes, by address."""
+        ...
+
+    async def attestation_receipt(self, task_id: bytes) -> tuple[Attestation, Receipt] | None:
+        """The attestation that settled a task, and its settlement's receipt."""
+        ...
+
+    async def transfer(self, to: str, amount_wei: int, sender: Account) -> Receipt:
+        """Move money to another account."""
+        ...
+
+    async def stake(self, amount_wei: int, node: Account) -> Receipt:
+        """Put a node's own money at stake."""
+        ...
+
+    async def register(self, info: NodeInfo, node: Account) -> Receipt:
+        """Offer a node, or change its offer."""
+        ...
+
+    async def open_escrow(self, spec: TaskSpec, buyer: Account) -> Receipt:
+        """Open a task and lock its highest price."""
+        ...
+
+    async def assign(self, task_id: bytes, node: str, price_wei: int, buyer: Account) -> Receipt:
+        """Give an open task to a registered, staked node at a price."""
+        ...
+
+    async def commit(
+        self, task_id: bytes, header: ProofHeader, proof_cid: str, sender: Account
+    ) -> Receipt:
+        """Record the node's signed proof header; ``sender`` is the buyer or the node."""
+        ...
+
+    async def settle(self, attestation: Attestation, metadata: bytes, sender: Account) -> Receipt:
+        """Pay for an accepted execution and mint its token; ``sender`` is the buyer or the node.
+
+        ``metadata`` is the digest of the bundle's core metadata.
+        """
+        ...
+
+    async def reject(self, attestation: Attestation, sender: Account) -> Receipt:
+        """Slash a rejected node and reopen the task; payments with reason ``slash`` add up to
+        what it lost (the zero address stands for burned)."""
+        ...
+
+    async def unproven(self, attestation: Attestation, sender: Account) -> Receipt:
+        """Refund a task the committee could not decide."""
+        ...
+
+    async def release(self, task_id: bytes, buyer: Account) -> Receipt:
+        """Take an assigned task back from a lost node, without a slash."""
+        ...
+
+    async def cancel(self, task_id: bytes, buyer: Account) -> Receipt:
+        """Give up a task that no node has answered; refunds the escrow."""
+        ...
+
+    async def expire(self, task_id: bytes, sender: Account) -> Receipt:
+        """Refund a task past its deadline (a committed one: past the settlement grace too)."""
+        ...
+
+    async def effect(self, token_id: bytes, digest: bytes, owner: Account) -> Receipt:
+        """Commit, once, to what a token's after-settlement action returned."""
+        ...

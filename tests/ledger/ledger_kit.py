@@ -1,0 +1,172 @@
+"""What the ledger's tests share: keys, a genesis, a certifier with real BLS seats, a scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from daifi_flows.cnft import (
+    Attestation,
+    BlockHeader,
+    Committee,
+    Decision,
+    ModelRef,
+    NodeInfo,
+    ProofHeader,
+    QuorumCertificate,
+    Review,
+    Seat,
+    Statement,
+    TaskSpec,
+    Usage,
+    attestation_message,
+    proof_digest,
+)
+from daifi_flows.encoding import cid_of, keccak256
+from daifi_flows.errors import OutOfSync
+from daifi_flows.keys import Account, BlsKey, aggregate_bls
+from daifi_flows.ledger import Genesis, Params, Replica
+from daifi_flows.ledger._certifier import History
+
+DAI = 10**18
+T0 = 1_700_000_000_000
+SEAT_KEYS = [BlsKey.from_seed(b"seat%d" % i) for i in range(21)]
+SEAT_ACCOUNTS = [Account.from_seed(b"seat%d" % i) for i in range(21)]
+BUYER = Account.from_seed(b"buyer")
+NODE = Account.from_seed(b"node")
+OTHER = Account.from_seed(b"other node")
+STRANGER = Account.from_seed(b"stranger")
+TREASURY = Account.from_seed(b"treasury")
+
+COMMITTEE = Committee(
+    epoch=1,
+    seats=tuple(
+        Seat(index=i, public=key.public, possession=key.prove_possession(), account=payee.address)
+        for i, (key, payee) in enumerate(zip(SEAT_KEYS, SEAT_ACCOUNTS, strict=True))
+    ),
+)
+
+
+def make_genesis(salt: bytes = bytes(32), params: Params | None = None) -> Genesis:
+    """Buyer 1,000 DAi, two nodes 200 DAi each."""
+    return Genesis.create(
+        salt=salt,
+        timestamp_ms=T0,
+        allocations=[
+            (BUYER.address, 1_000 * DAI),
+            (NODE.address, 200 * DAI),
+            (OTHER.address, 200 * DAI),
+        ],
+        committee=COMMITTEE,
+        params=params,
+        proposer=Account.from_seed(b"proposer").address,
+        treasury=TREASURY.address,
+    )
+
+
+GENESIS = make_genesis()
+
+
+def make_spec(nonce: int = 0, **changes: object) -> TaskSpec:
+    """A task of the buyer's, distinct for each nonce."""
+    values: dict[str, object] = {
+        "kind": "test",
+        "model": ModelRef(name="m", digest=keccak256(b"m"), engine="function", precision="exact"),
+        "input_cid": cid_of(b"input"),
+        "parents": (),
+        "scheme": "digest",
+        "review": Review(attempts=3),
+        "max_price_wei": 5 * DAI,
+        "deadline_ms": T0 + 3_600_000,
+        "buyer": BUYER.address,
+        "nonce": nonce.to_bytes(32, "big"),
+    }
+    return TaskSpec.model_validate(values | changes)
+
+
+def make_header(spec: TaskSpec, node: Account = NODE, **changes: object) -> ProofHeader:
+    """A proof header signed by ``node``."""
+    values: dict[str, object] = {
+        "task_id": spec.task_id,
+        "model_digest": spec.model.digest,
+        "input_cid": spec.input_cid,
+        "output_cid": cid_of(b"output"),
+        "transcript": bytes(32),
+        "usage": Usage(),
+    }
+    statement = Statement.model_validate(values | changes)
+    payload_hash = keccak256(b"payload")
+    digest = proof_digest(spec.scheme, statement, payload_hash, node.address)
+    return ProofHeader(
+        scheme=spec.scheme,
+        statement=statement,
+        payload_hash=payload_hash,
+        node=node.address,
+        signature=node.sign(digest),
+    )
+
+
+PROOF_CID = cid_of(b"proof")
+
+
+def attest(
+    spec: TaskSpec,
+    decision: Decision = Decision.ACCEPTED,
+    *,
+    ledger_id: bytes = GENESIS.ledger_id,
+    signers: Sequence[int] = range(14),
+    **changes: object,
+) -> Attestation:
+    """The committee's signed finding; ``changes`` are signed too."""
+    values: dict[str, object] = {
+        "epoch": 1,
+        "attempt": 0,
+        "node": NODE.address,
+        "output_cid": cid_of(b"output"),
+        "proof_cid": PROOF_CID,
+        "confidence_ppm": 995_000,
+    }
+    values |= {"ledger_id": ledger_id, "task_id": spec.task_id, "decision": decision} | changes
+    message = attestation_message(**values)  # pyright: ignore
+    return Attestation.model_validate(
+        values
+        | {
+            "signers": sum(1 << i for i in signers),
+            "signature": aggregate_bls([SEAT_KEYS[i].sign(message) for i in signers]),
+        }
+    )
+
+
+def info_of(node: Account, price_wei: int = DAI) -> NodeInfo:
+    """A registration."""
+    return NodeInfo(
+        name="n", address=node.address, device="cpu", engines=("function",), price_wei=price_wei
+    )
+
+
+@dataclass
+class SeatsHere:
+    """A certifier whose seats live in this process, over one replica. Picklable before use."""
+
+    genesis: Genesis
+    seats: Sequence[int] = range(21)
+    replica: Replica | None = None
+    asked: list[int] = field(default_factory=list)
+
+    async def certify(
+        self, header: BlockHeader, block: bytes, history: History
+    ) -> Sequence[tuple[int, bytes]]:
+        self.asked.append(header.height)
+        if self.replica is None:
+            self.replica = Replica(self.genesis)
+        while True:
+            try:
+                digest = self.replica.check(block)
+                break
+            except OutOfSync as error:
+                self.replica.catch_up(await history(error.details["from_height"]))
+        return self.sign(digest)
+
+    def sign(self, digest: bytes) -> list[tuple[int, bytes]]:
+        message = QuorumCertificate.message(digest)
+        return [(i, SEAT_KEYS[i].sign(message)) for i in self.seats]
