@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Self, TypeVar
 
@@ -107,12 +108,14 @@ def _to_wei(value: Any) -> Any:
     return value
 
 
+@lru_cache(maxsize=65_536)  # a chain names few addresses, and each many times
 def _checksummed(value: str) -> str:
     if not is_checksum_address(value):
         raise ValueError("an address is 0x and 40 hex digits with its EIP-55 checksum")
     return value
 
 
+@lru_cache(maxsize=8_192)
 def _canonical_cid(value: str) -> str:
     try:
         cid_sha256(value)

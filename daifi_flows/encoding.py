@@ -29,6 +29,7 @@ __all__ = [
     "decode_canonical_json",
     "keccak256",
     "merkle_proof",
+    "merkle_proofs",
     "merkle_root",
     "sha256",
     "tagged_hash",
@@ -220,8 +221,18 @@ def merkle_proof(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
     """
     if not 0 <= index < len(leaves):
         raise EncodingError(f"there is no leaf {index} in a tree of {len(leaves)}")
-    path = []
-    for level in _levels(leaves)[:-1]:
+    return _path(_levels(leaves), index)
+
+
+def merkle_proofs(leaves: Sequence[bytes]) -> list[tuple[bytes, ...]]:
+    """:func:`merkle_proof` of every leaf, hashing the tree once."""
+    levels = _levels(leaves)
+    return [_path(levels, index) for index in range(len(leaves))]
+
+
+def _path(levels: list[list[bytes]], index: int) -> tuple[bytes, ...]:
+    path: list[bytes] = []
+    for level in levels[:-1]:
         sibling = index ^ 1
         if sibling < len(level):
             path.append(level[sibling])

@@ -17,7 +17,7 @@ from daifi_flows.cnft import (
     Receipt,
     TxReceipt,
 )
-from daifi_flows.encoding import merkle_proof, merkle_root
+from daifi_flows.encoding import merkle_proofs, merkle_root
 from daifi_flows.errors import EncodingError, LedgerError, TransactionRefused
 from daifi_flows.keys import verify_bls_aggregate
 from daifi_flows.ledger._machine import Machine
@@ -35,7 +35,7 @@ __all__ = [
     "build",
     "certificate_valid",
     "genesis_header",
-    "inclusion",
+    "inclusions",
     "reexecute",
 ]
 
@@ -182,19 +182,19 @@ def certificate_valid(
     )
 
 
-def inclusion(
-    header: BlockHeader,
-    certificate: QuorumCertificate,
-    receipts: Sequence[TxReceipt],
-    index: int,
-) -> Receipt:
-    """The receipt of transaction ``index``, with its path to the certified header."""
-    leaves = [receipt.canonical() for receipt in receipts]
-    return Receipt(
-        header=header,
-        certificate=certificate,
-        leaf=receipts[index],
-        index=index,
-        size=len(leaves),
-        path=merkle_proof(leaves, index),
-    )
+def inclusions(
+    header: BlockHeader, certificate: QuorumCertificate, receipts: Sequence[TxReceipt]
+) -> list[Receipt]:
+    """The receipt of every transaction, with its path to the certified header."""
+    paths = merkle_proofs([receipt.canonical() for receipt in receipts])
+    return [
+        Receipt(
+            header=header,
+            certificate=certificate,
+            leaf=leaf,
+            index=index,
+            size=len(receipts),
+            path=path,
+        )
+        for index, (leaf, path) in enumerate(zip(receipts, paths, strict=True))
+    ]

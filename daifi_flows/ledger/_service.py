@@ -29,7 +29,7 @@ from daifi_flows.errors import (
     LedgerUnavailable,
     TransactionRefused,
 )
-from daifi_flows.ledger._blocks import CertifiedBlock, certificate_valid, inclusion
+from daifi_flows.ledger._blocks import CertifiedBlock, certificate_valid, inclusions
 from daifi_flows.ledger._certifier import Certifier, collect
 from daifi_flows.ledger._chain import Chain, Pending
 from daifi_flows.ledger._records import (
@@ -49,6 +49,8 @@ __all__ = ["LedgerService"]
 _log = logging.getLogger(__name__)
 _HISTORY: Final = 256
 """Most certified blocks given to a lagging seat at once."""
+_RECEIPT_BLOCKS: Final = 16
+"""Blocks whose receipts are kept ready: callers ask right after their block is final."""
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -87,6 +89,7 @@ class LedgerService:
         self._certify_timeout_s = certify_timeout_s
         self._wait_timeout_s = wait_timeout_s
         self._waiters: dict[bytes, asyncio.Future[None]] = {}
+        self._receipts: dict[int, list[Receipt]] = {}
         self._stalled = ""
         self._broken: LedgerError | None = None
 
@@ -233,6 +236,7 @@ class LedgerService:
             self._store.finalise, height, certificate, block.candidate.entries, txs, block.marks
         )
         self._chain.finalise(certificate)
+        self._remember(height, inclusions(block.candidate.header, certificate, block.receipts))
         for tx in txs:
             if (waiter := self._waiters.pop(tx, None)) is not None and not waiter.done():
                 waiter.set_result(None)
@@ -341,15 +345,23 @@ class LedgerService:
         return tx.attestation, self._receipt(height, position, mark.tx)
 
     def _receipt(self, height: int, position: int, tx_id: bytes) -> Receipt:
-        rows = list(self._store.rows(height, height))
-        if not rows or rows[0].certificate is None or position >= len(rows[0].receipts):
-            raise LedgerCorrupted(f"block {height} is missing from {self.path}", height=height)
-        receipt = inclusion(rows[0].block.header, rows[0].certificate, rows[0].receipts, position)
-        if receipt.leaf.tx != tx_id:
+        receipts = self._receipts.get(height)
+        if receipts is None:
+            rows = list(self._store.rows(height, height))
+            if not rows or rows[0].certificate is None:
+                raise LedgerCorrupted(f"block {height} is missing from {self.path}", height=height)
+            receipts = inclusions(rows[0].block.header, rows[0].certificate, rows[0].receipts)
+            self._remember(height, receipts)
+        if position >= len(receipts) or receipts[position].leaf.tx != tx_id:
             raise LedgerCorrupted(
                 f"the index of {self.path} names a wrong transaction", height=height
             )
-        return receipt
+        return receipts[position]
+
+    def _remember(self, height: int, receipts: list[Receipt]) -> None:
+        self._receipts[height] = receipts
+        while len(self._receipts) > _RECEIPT_BLOCKS:
+            del self._receipts[next(iter(self._receipts))]
 
     async def health(self) -> LedgerHealth:
         """Process id, height, transactions not final yet, and why certification stalls."""
