@@ -15,8 +15,8 @@ from daifi_flows.cnft import Content, Materials, TaskSpec
 from daifi_flows.encoding import cid_of
 from daifi_flows.errors import EngineError, ModelError
 from daifi_flows.ray_mesh._models import resolve
-from daifi_flows.ray_mesh.engines._embedder import Embedder
-from daifi_flows.ray_mesh.engines._engine import Control, Engine
+from daifi_flows.ray_mesh.engines._embedder import Embedder, embedder_for
+from daifi_flows.ray_mesh.engines._engine import Control, Engine, StepCancelled
 from daifi_flows.ray_mesh.engines._policy import MAX_TOOLS, Tool, build_policy, read_policy
 from daifi_flows.ray_mesh.engines.onnx_policy import OnnxPolicyEngine, policy_ref
 
@@ -30,7 +30,7 @@ JSON_TOOLS = [{"name": tool.name, "description": tool.description} for tool in T
 
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
-    return Embedder(resolve("all-minilm-l6-v2", "retrieval"))
+    return embedder_for(resolve("all-minilm-l6-v2", "retrieval"))
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ def policy(embedder: Embedder) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def engine(embedder: Embedder) -> OnnxPolicyEngine:
-    return OnnxPolicyEngine(embedder=embedder)
+def engine() -> OnnxPolicyEngine:
+    return OnnxPolicyEngine()
 
 
 def spec_for(policy: bytes) -> TaskSpec:
@@ -97,6 +97,8 @@ def test_the_tool_that_fits_the_text_is_picked(
 def test_the_same_tools_give_the_same_bytes(embedder: Embedder, policy: bytes) -> None:
     assert build_policy(TOOLS, embedder) == policy
     assert OnnxPolicyEngine().build(TOOLS) == policy
+    alone = Embedder(resolve("all-minilm-l6-v2", "retrieval"))
+    assert build_policy(TOOLS, alone) == policy
     assert build_policy(TOOLS[::-1], embedder) != policy
 
 
@@ -273,3 +275,18 @@ def test_random_bytes_are_not_a_policy(data: bytes) -> None:
 def test_an_oversized_policy_is_not_parsed() -> None:
     with pytest.raises(EngineError, match="over the limit"):
         read_policy(bytes((1 << 20) + 1))
+
+
+def test_closing_frees_and_the_next_use_loads_again(policy: bytes) -> None:
+    engine = OnnxPolicyEngine()
+    engine.load(engine.model(policy_ref(policy), materials(policy)))
+    engine.close()
+    engine.close()
+    assert engine.build(TOOLS) == policy
+
+
+def test_a_cancelled_step_stops(engine: OnnxPolicyEngine, policy: bytes) -> None:
+    control = Control()
+    control.cancelled.set()
+    with pytest.raises(StepCancelled):
+        engine.run(spec_for(policy), asked("x"), materials(policy), control)

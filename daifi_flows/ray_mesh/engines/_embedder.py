@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["EMBEDDING_FLOPS_PER_TOKEN", "MAX_TEXT_CHARS", "Embedder"]
+__all__ = ["EMBEDDING_FLOPS_PER_TOKEN", "MAX_TEXT_CHARS", "Embedder", "embedder_for"]
 
 BATCH: Final = 32
 MAX_TEXT_CHARS: Final = 16_384
@@ -118,3 +118,13 @@ class Embedder:
         """Free the weights. Idempotent; the next use loads them again."""
         with self._lock:
             self._loaded = None
+
+
+_shared: dict[bytes, Embedder] = {}
+_shared_lock = threading.Lock()
+
+
+def embedder_for(model: LocalModel) -> Embedder:
+    """The one embedder of this model in this process, whoever asks: weights are loaded once."""
+    with _shared_lock:
+        return _shared.setdefault(model.ref.digest, Embedder(model))

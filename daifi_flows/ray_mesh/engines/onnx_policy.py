@@ -22,7 +22,11 @@ from daifi_flows.cnft import (
 from daifi_flows.encoding import decode_canonical_json
 from daifi_flows.errors import EncodingError, EngineError, ModelError
 from daifi_flows.ray_mesh._models import LocalModel, inline_model, resolve
-from daifi_flows.ray_mesh.engines._embedder import EMBEDDING_FLOPS_PER_TOKEN, Embedder
+from daifi_flows.ray_mesh.engines._embedder import (
+    EMBEDDING_FLOPS_PER_TOKEN,
+    Embedder,
+    embedder_for,
+)
 from daifi_flows.ray_mesh.engines._engine import Control
 from daifi_flows.ray_mesh.engines._policy import (
     DIMENSION,
@@ -86,17 +90,13 @@ class OnnxPolicyEngine:
     Args:
         embedding_model: what policies are made and texts embedded with; a policy made with
             another model is refused.
-        embedder: one already in this process, to share its weights.
     """
 
     name: ClassVar[str] = "onnx-policy"
 
-    def __init__(
-        self, embedding_model: str = "all-minilm-l6-v2", embedder: Embedder | None = None
-    ) -> None:
+    def __init__(self, embedding_model: str = "all-minilm-l6-v2") -> None:
         self._embedding_model = embedding_model
-        self._shared = embedder
-        self._own: Embedder | None = None
+        self._loaded: Embedder | None = None
         self._lock = threading.Lock()
         self._sessions: OrderedDict[bytes, tuple[Policy, Any]] = OrderedDict()
 
@@ -162,21 +162,18 @@ class OnnxPolicyEngine:
         )
 
     def close(self) -> None:
-        """Free the sessions, and the embedding model when it is not shared. Idempotent."""
+        """Free the sessions and the embedding model. Idempotent."""
         with self._lock:
             self._sessions.clear()
-            embedder = self._own
-            self._own = None
+            embedder, self._loaded = self._loaded, None
         if embedder is not None:
             embedder.close()
 
     def _embedder(self) -> Embedder:
-        if self._shared is not None:
-            return self._shared
         with self._lock:
-            if self._own is None:
-                self._own = Embedder(resolve(self._embedding_model, "retrieval"))
-            return self._own
+            if self._loaded is None:
+                self._loaded = embedder_for(resolve(self._embedding_model, "retrieval"))
+            return self._loaded
 
     def _find(self, ref: ModelRef, materials: Materials) -> tuple[LocalModel, bytes]:
         if ref.precision != "fp32":

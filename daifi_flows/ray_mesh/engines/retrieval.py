@@ -14,7 +14,11 @@ from daifi_flows.corpus import Corpus
 from daifi_flows.encoding import cid_of, decode_canonical_json
 from daifi_flows.errors import EncodingError, EngineError, ModelError
 from daifi_flows.ray_mesh._models import LocalModel, resolve
-from daifi_flows.ray_mesh.engines._embedder import EMBEDDING_FLOPS_PER_TOKEN, Embedder
+from daifi_flows.ray_mesh.engines._embedder import (
+    EMBEDDING_FLOPS_PER_TOKEN,
+    Embedder,
+    embedder_for,
+)
 from daifi_flows.ray_mesh.engines._engine import Control
 from daifi_flows.ray_mesh.engines._index import PassageIndex, open_index
 
@@ -123,7 +127,7 @@ class RetrievalEngine:
 
     def _embedder(self, model: LocalModel) -> Embedder:
         with self._lock:
-            return self._embedders.setdefault(model.ref.digest, Embedder(model))
+            return self._embedders.setdefault(model.ref.digest, embedder_for(model))
 
     def _index(self, cid: str, blob: bytes, embedder: Embedder, control: Control) -> PassageIndex:
         key = (cid, embedder.model.ref.digest)
