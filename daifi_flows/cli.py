@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +16,7 @@ from rich.console import Console
 from daifi_flows.errors import ConfigError, DaifiError
 
 if TYPE_CHECKING:
-    from daifi_flows.cnft import ComputeNFT, Materials
+    from daifi_flows.cnft import Materials
     from daifi_flows.proofs import Reference
     from daifi_flows.settings import Settings
 
@@ -233,37 +231,6 @@ def audit(
             print(f"{path}: {report.summary()}")
     if json_output:
         print(json.dumps(reports, indent=2))
-
-
-def run_blocking(work: Callable[[], Any]) -> Any:
-    """Run a coroutine factory to its end on a loop of its own."""
-    return asyncio.run(work())
-
-
-def step_json(step: ComputeNFT, committee: tuple[int, int]) -> dict[str, Any]:
-    """One entry of ``daifi demo --json``'s ``steps``."""
-    from daifi_flows._terminal import paid_wei
-
-    quorum, size = committee
-    return {
-        "name": step.name,
-        "kind": step.spec.kind,
-        "token_id": "0x" + step.token_id.hex(),
-        "task_id": "0x" + step.task_id.hex(),
-        "parents": ["0x" + parent.hex() for parent in step.parents],
-        "proof": {"scheme": step.spec.scheme, "bytes": step.proof_bytes},
-        "attestation": {
-            "decision": step.attestation.decision.value,
-            "confidence_ppm": step.attestation.confidence_ppm,
-            "signers": step.attestation.signers.bit_count(),
-            "quorum": quorum,
-            "committee": size,
-        },
-        "settlement": {"block": step.receipt.header.height, "paid_wei": paid_wei(step)},
-        "bundle": str(step.bundle),
-        "timings_ms": dict(step.timings_ms),
-        "attempts": [dict(attempt) for attempt in step.attempts],
-    }
 
 
 if __name__ == "__main__":

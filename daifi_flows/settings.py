@@ -59,6 +59,10 @@ class Settings(BaseSettings):
     """One execution on one node, proof included."""
     review_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    encrypt_outputs: bool = False
+    """Seal outputs to the buyer's key and keep inputs out of the bundle."""
+    bundles: Path | None = None
+    """Where bundles go (default: a folder under home)."""
     ray_cpus: Annotated[int, Field(ge=1)] = 4
     """Logical CPUs given to a Ray started here (actors of a small demo need few of them)."""
 

@@ -1,0 +1,248 @@
+"""Brings a fabric's parts up in order, and takes them down again in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from daifi_flows._home import Home, take_home, write_atomic, write_committee
+from daifi_flows.cnft import Committee
+from daifi_flows.errors import ConfigError, EncodingError
+from daifi_flows.judges import make_committee
+from daifi_flows.keys import Account
+from daifi_flows.ledger import Genesis, Replica, Settlement
+from daifi_flows.settings import DAI, Settings
+
+if TYPE_CHECKING:
+    from daifi_flows.judges.actor import CommitteeClient
+    from daifi_flows.ray_mesh.actor import Mesh
+
+__all__ = ["Parts", "bring_up"]
+
+logger = logging.getLogger(__name__)
+
+OPERATOR_FUNDS_WEI: Final = 1_000_000 * DAI
+"""Genesis balance of the local operator, who stakes for this machine's nodes."""
+
+_OBJECT_STORE_BYTES: Final = 512 * 1024 * 1024
+
+
+@dataclass
+class Parts:
+    """What a running fabric is made of."""
+
+    home: Home
+    buyer: Account
+    committee_keys: Committee
+    committee: CommitteeClient
+    settlement: Settlement
+    mesh: Mesh
+    node_count: int
+    _stack: ExitStack = field(repr=False)
+
+    def close(self) -> None:
+        """Take everything down, newest first."""
+        self._stack.close()
+
+
+def bring_up(
+    settings: Settings, address: str | None, dishonest: str | None, prepare: Callable[[str], None]
+) -> Parts:
+    """Start Ray (or join it), then seats, ledger and nodes; register and stake the nodes.
+
+    Raises:
+        ConfigError, LedgerError, MeshError: see :meth:`Fabric.local`; nothing stays behind.
+    """
+    from daifi_flows.fabric import run_sync
+
+    with ExitStack() as stack:
+        home = take_home(settings.home_path)
+        stack.callback(home.close)
+        committee = _committee(home, settings)
+        genesis = _genesis(home, settings, committee)
+        write_committee(home.root / "committee.json", committee)
+
+        _start_ray(settings, address, stack)
+        pin = _pin_here()
+        from daifi_flows.judges.actor import CommitteeClient, RayCertifier, start_seat_hosts
+        from daifi_flows.ledger.actor import RayLedger
+        from daifi_flows.ray_mesh import EngineReference
+        from daifi_flows.ray_mesh.actor import Mesh
+
+        prepare(f"starting {len(committee.seats)} seats, the ledger and the nodes…")
+        hosts = start_seat_hosts(
+            committee,
+            home.keys / "seats",
+            reference_factory=functools.partial(EngineReference, settings, home.root / "seats"),
+            validator_factory=functools.partial(Replica, genesis),
+            workdir=home.root / "seats",
+            hosts=settings.seat_hosts,
+            resources=pin,
+        )
+        stack.callback(_kill, hosts)
+        ledger = RayLedger.start(
+            home.ledger, genesis, RayCertifier(hosts, committee), resources=pin
+        )
+        stack.callback(lambda: run_sync(ledger.close()))
+        buyer = Account.load(home.keys / "buyer")
+        mesh = Mesh.start(
+            settings,
+            home.root / "node",
+            accounts=[Account.load(home.keys / f"node-{i}") for i in range(settings.nodes)],
+            dishonest=dishonest,
+        )
+        stack.callback(mesh.close)
+        for host in hosts:
+            host.warm.remote()  # models load while the first step is on its way
+        run_sync(_register(mesh, ledger, home, settings))
+        prepare("nodes are registered and staked; engines are loading in the background…")
+        return Parts(
+            home=home,
+            buyer=buyer,
+            committee_keys=committee,
+            committee=CommitteeClient(hosts, committee, timeout_s=settings.review_timeout_s),
+            settlement=ledger,
+            mesh=mesh,
+            node_count=settings.nodes + (dishonest is not None),
+            _stack=stack.pop_all(),
+        )
+
+
+def _committee(home: Home, settings: Settings) -> Committee:
+    """The local committee. Its keys are all made here: a fabric on one machine has one dealer."""
+    return make_committee(home.keys / "seats", settings.seats, 0)
+
+
+def _genesis(home: Home, settings: Settings, committee: Committee) -> Genesis:
+    path = home.root / "genesis.cbor"
+    if path.exists():
+        try:
+            genesis = Genesis.from_canonical(path.read_bytes())
+        except EncodingError as error:
+            raise ConfigError(
+                f"{path} is damaged: restore it, or remove {home.root} to start a new ledger"
+            ) from error
+        if genesis.committee != committee:
+            raise ConfigError(
+                f"the ledger in {home.root} has another committee of "
+                f"{len(genesis.committee.seats)} seats: use its keys and seat count, or another "
+                "DAIFI_HOME"
+            )
+        return genesis
+    genesis = Genesis.create(
+        salt=secrets.token_bytes(32),
+        timestamp_ms=time.time_ns() // 1_000_000,
+        allocations=[
+            (Account.load(home.keys / "buyer").address, settings.buyer_funds_wei),
+            (Account.load(home.keys / "operator").address, OPERATOR_FUNDS_WEI),
+        ],
+        committee=committee,
+        proposer=Account.load(home.keys / "proposer").address,
+        treasury=Account.load(home.keys / "treasury").address,
+    )
+    write_atomic(path, genesis.canonical())
+    return genesis
+
+
+async def _register(mesh: Mesh, ledger: Any, home: Home, settings: Settings) -> None:
+    """Stake and register each of our nodes, once; the operator account pays."""
+    operator = Account.load(home.keys / "operator")
+    for info, account in await mesh.own_nodes():
+        record = await ledger.account(account.address)
+        missing = settings.node_stake_wei - record.stake_wei
+        if missing > 0:
+            if record.balance_wei < missing:
+                await ledger.transfer(account.address, missing - record.balance_wei, operator)
+            await ledger.stake(missing, account)
+        if record.registered != info:
+            await ledger.register(info, account)
+
+
+# Ray
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set variables for the processes started inside, unless the user has set them."""
+    added = [key for key in values if key not in os.environ]
+    for key in added:
+        os.environ[key] = values[key]
+    try:
+        yield
+    finally:
+        for key in added:
+            os.environ.pop(key, None)
+
+
+def _start_ray(settings: Settings, address: str | None, stack: ExitStack) -> None:
+    import ray
+
+    if ray.is_initialized():
+        return  # the caller's own Ray: used, and left running
+    if address is not None and address != "auto":
+        _must_answer(address)
+    options: dict[str, Any] = {
+        "namespace": f"daifi-{secrets.token_hex(4)}",
+        "log_to_driver": logger.isEnabledFor(logging.INFO),
+        "logging_level": logging.WARNING,
+        "configure_logging": False,
+    }
+    if address is None:
+        options |= {
+            "address": "local",
+            "num_cpus": settings.ray_cpus,
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
+    else:
+        options["address"] = address
+    try:
+        # Ray would give actors that reserve no CPU one thread; engines here share the machine.
+        with _environment(
+            OMP_NUM_THREADS=str(os.cpu_count() or 1),
+            TOKENIZERS_PARALLELISM="false",
+            RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        ):
+            ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        where = "on this machine" if address is None else f"at {address}"
+        raise ConfigError(f"Ray cannot be used {where}: {error}") from error
+    stack.callback(ray.shutdown)
+
+
+def _must_answer(address: str) -> None:
+    """Ray waits long for an address where nobody is; a closed port is known at once."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+            return
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"no Ray cluster answers at {address!r} ({error}): start one with `ray start --head`, "
+            "or give host:port of its head"
+        ) from error
+
+
+def _pin_here() -> dict[str, float]:
+    """Custom resource that keeps an actor on this machine: its files are here."""
+    import ray
+
+    return {f"node:{ray.util.get_node_ip_address()}": 0.001}
+
+
+def _kill(actors: list[Any]) -> None:
+    import ray
+
+    for actor in actors:
+        with suppress(Exception):  # the cluster may be gone already
+            ray.kill(actor, no_restart=True)
