@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from daifi_flows._step import StepRequest
-from daifi_flows.cnft import ComputeNFT, Materials, ModelFile, ModelRef, model_digest
-from daifi_flows.encoding import canonical_json, cid_of, sha256
+from daifi_flows.cnft import ComputeNFT, Materials
+from daifi_flows.encoding import canonical_json, cid_of
 from daifi_flows.errors import ConfigError, EncodingError
 from daifi_flows.proofs import DEFAULT_SCHEME
+from daifi_flows.ray_mesh.engines.onnx_policy import policy_ref
 from daifi_flows.tasks._decorator import step_task
 from daifi_flows.tasks._lineage import unwrap
 from daifi_flows.tasks._run import Step
@@ -52,17 +53,11 @@ async def act(answer: ComputeNFT | str, tools: Sequence[Tool], **arguments: Any)
     plans = _plan(tools, {**offered, **given}, required=given)
     step = Step.begin("act")
     policy = await step.fabric.build_policy([(plan.name, plan.description) for plan in plans])
-    files = (ModelFile(path="policy.onnx", size=len(policy), sha256=sha256(policy)),)
     return await step.run(
         StepRequest(
             name="act",
             kind="act",
-            model=ModelRef(
-                name="tool-policy",
-                digest=model_digest(files),
-                engine="onnx-policy",
-                precision="fp32",
-            ),
+            model=policy_ref(policy),
             input=step.input(
                 {
                     "text": str(text),

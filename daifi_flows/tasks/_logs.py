@@ -85,7 +85,7 @@ def log_context() -> dict[str, Any] | None:
             "persist_result": False,
         }
     )
-    api_url = str(get_client(sync_client=True).api_url)
+    api_url = str(get_client(sync_client=True).api_url).rstrip("/")
     pinned = settings.settings.copy_with_update(updates={PREFECT_API_URL: api_url})
     return {
         "task_run_context": lean.serialize(),

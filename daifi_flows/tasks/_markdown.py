@@ -111,11 +111,11 @@ def card(nft: ComputeNFT) -> str:
     if nft.timings_ms:
         timings = ", ".join(f"{name} {ms:,} ms" for name, ms in nft.timings_ms.items())
         rows.append(("Timings", _cell(timings)))
-    lines = [f"# {_cell(nft.name)}", "", "| | |", "| --- | --- |"]
-    lines += [f"| **{name}** | {value} |" for name, value in rows]
-    lines += ["", "## Output", "", _fenced(_excerpt(nft.output))]
+    lines = [f"# {_cell(nft.name)}", "", "## Output", "", _fenced(_excerpt(nft.output))]
     if nft.effect is not None:
         lines += ["", "## Effect", "", _fenced(_excerpt(nft.effect))]
+    lines += ["", "## Settlement", "", "| What | Value |", "| --- | --- |"]
+    lines += [f"| {name} | {value} |" for name, value in rows]
     if nft.attempts:
         lines += ["", "## Attempts before this one", "", *_attempts(nft.attempts)]
     lines += ["", f"Check it offline: `daifi verify {str(nft.bundle).replace('`', '')}`", ""]
@@ -189,6 +189,13 @@ def _layers(nodes: Sequence[GraphNode]) -> list[list[bytes]]:
     return layers
 
 
+def _label(text: str) -> str:
+    """Text inside a quoted Mermaid label."""
+    return "".join(
+        letter if letter.isprintable() and letter not in '"`#;\\<>' else " " for letter in text
+    )
+
+
 def graph_markdown(flow_name: str, nodes: Sequence[GraphNode]) -> str:
     """A Mermaid flowchart and a table, so that it reads with and without Mermaid."""
     by_id = {node.token_id: node for node in nodes}
@@ -197,8 +204,7 @@ def graph_markdown(flow_name: str, nodes: Sequence[GraphNode]) -> str:
         for token in layer:
             short = token.hex()[:12]
             node = by_id.get(token)
-            label = f"{node.name}<br/>{node.scheme}" if node else "earlier cNFT"
-            label = re.sub(r'["`#;\\\n]', " ", label)
+            label = f"{_label(node.name)}<br/>{node.scheme}" if node else "earlier cNFT"
             lines.append(f'  t{short}["{label}<br/>0x{short}"]')
     for node in nodes:
         for parent in node.parents:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Final
 
 from daifi_flows._step import StepRequest
 from daifi_flows.cnft import ComputeNFT, Materials
 from daifi_flows.corpus import Corpus
 from daifi_flows.errors import ConfigError
 from daifi_flows.proofs import DEFAULT_SCHEME
+from daifi_flows.ray_mesh.engines.retrieval import MAX_K, MAX_QUERY_CHARS
 from daifi_flows.tasks._decorator import step_task
 from daifi_flows.tasks._lineage import unwrap
 from daifi_flows.tasks._run import Step
@@ -18,10 +18,6 @@ from daifi_flows.tasks._shipped import shipped
 from daifi_flows.tasks._values import decode_passages
 
 __all__ = ["check_question", "retrieve"]
-
-_MAX_K: Final = 64
-_MAX_QUERY_CHARS: Final = 8_192
-"""What the retrieval engine takes; its model reads the first 256 tokens of it."""
 
 
 def check_question(question: object) -> str:
@@ -57,14 +53,14 @@ async def retrieve(
     """
     query, parents = unwrap(question)
     query = check_question(query)
-    if not 1 <= k <= _MAX_K:
-        raise ConfigError(f"k is {k}: ask for 1 to {_MAX_K} passages")
+    if not 1 <= k <= MAX_K:
+        raise ConfigError(f"k is {k}: ask for 1 to {MAX_K} passages")
     step = Step.begin("retrieve")
-    if len(query) > _MAX_QUERY_CHARS:
+    if len(query) > MAX_QUERY_CHARS:
         step.logger.warning(
             "the question has %d characters: retrieval searches for the first %d",
             len(query),
-            _MAX_QUERY_CHARS,
+            MAX_QUERY_CHARS,
         )
     folder = Path(corpus) if corpus is not None else shipped("docs")
     loaded = await asyncio.to_thread(_load, folder)
@@ -81,7 +77,7 @@ async def retrieve(
             model=await asyncio.to_thread(step.fabric.embedding_model),
             input=step.input(
                 {
-                    "query": query[:_MAX_QUERY_CHARS],
+                    "query": query[:MAX_QUERY_CHARS],
                     "k": k,
                     "corpus": loaded.root.hex(),
                     "corpus_cid": loaded.cid,
