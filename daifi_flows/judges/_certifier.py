@@ -7,17 +7,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate
+from daifi_flows.errors import KeyError_
 from daifi_flows.judges._messages import CertifyReply, HostLost, SeatTransport
 from daifi_flows.judges._rounds import ask_all
-from daifi_flows.keys import verify_bls
+from daifi_flows.keys import aggregate_bls, verify_bls, verify_bls_aggregate
 
 __all__ = ["BlockCertifier"]
 
 POST_QUORUM_S: Final = 0.25
 """How long a certified block waits for further signers: finality is what users wait for."""
-
-CATCH_UP_ROUNDS: Final = 8
-"""How often one host may ask for more history while certifying one block."""
 
 
 class BlockCertifier:
@@ -57,22 +55,21 @@ class BlockCertifier:
         partials: dict[int, bytes] = {}
 
         async def ask(host: SeatTransport) -> CertifyReply:
-            reply = await host.certify(head, block)
-            for _ in range(CATCH_UP_ROUNDS):
-                if reply.needs_from is None:
-                    return reply
-                await host.provide_blocks(await history(reply.needs_from))
-                reply = await host.certify(head, block)
-            raise HostLost("the seat host's replica does not catch up with the ledger")
+            reached = -1
+            while (reply := await host.certify(head, block)).needs_from is not None:
+                if reply.needs_from <= reached:  # a page of history brought it no further
+                    raise HostLost("the seat host's replica does not catch up with the ledger")
+                reached = reply.needs_from
+                await host.provide_blocks(await history(reached))
+            return reply
 
         def absorb(_: int, reply: CertifyReply) -> None:
-            for index, partial in reply.partials:
-                if (
-                    0 <= index < len(self.committee.seats)
-                    and index not in partials
-                    and verify_bls(self.committee.seats[index].public, message, partial)
-                ):
-                    partials[index] = partial
+            fresh = {
+                index: partial
+                for index, partial in reply.partials[: len(self.committee.seats)]
+                if 0 <= index < len(self.committee.seats) and index not in partials
+            }
+            partials.update(_good(fresh, self.committee, message))
 
         def patience_s(_: float) -> float | None:
             if len(partials) == len(self.committee.seats):
@@ -82,3 +79,19 @@ class BlockCertifier:
         deadline = asyncio.get_running_loop().time() + self.timeout_s
         await ask_all(self.hosts, ask, absorb, patience_s, deadline=deadline)
         return sorted(partials.items())
+
+
+def _good(partials: dict[int, bytes], committee: Committee, message: bytes) -> dict[int, bytes]:
+    """The valid ones: one check for all of them, and one each only when that fails."""
+    publics = {index: committee.seats[index].public for index in partials}
+    try:
+        together = aggregate_bls(list(partials.values()))
+    except KeyError_:
+        together = b""
+    if verify_bls_aggregate(list(publics.values()), message, together):
+        return partials
+    return {
+        index: partial
+        for index, partial in partials.items()
+        if verify_bls(publics[index], message, partial)
+    }
