@@ -48,7 +48,8 @@ RUN_ARGS: Final[Mapping[str, Any]] = {
 }
 """ezkl settings found by search for a linear layer. Rescaling never happens (multiplier 10), so
 that scores are exact dot products and the circuit needs no range-check table: 2¹⁰ rows instead of
-the 2¹⁵ of ezkl's own calibration. Inputs and outputs are public: the verifier checks their range."""
+the 2¹⁵ of ezkl's own calibration. Inputs and outputs are public; the verifier checks their range.
+"""
 
 SRS_FILE: Final = f"bn254-k{LOGROWS}.srs"
 SRS_BYTES: Final = 4 + 2 * 64 * (1 << LOGROWS) + 256

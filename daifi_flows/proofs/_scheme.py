@@ -66,7 +66,11 @@ class Reference(Protocol):
     def render_output(
         self, spec: TaskSpec, input: Content, output_tokens: Sequence[int], salt: bytes
     ) -> Content:
-        """The output content an honest engine builds from these output tokens (end included)."""
+        """The output content an honest engine builds from these output tokens (end included).
+
+        Raises:
+            EncodingError: a token is not in the model's vocabulary (so does :meth:`prefill`).
+        """
         ...
 
     def end_tokens(self, spec: TaskSpec) -> frozenset[int]:

@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,7 @@ _JOBS = {"setup": _setup, "prove": _prove, "verify": _verify}
 def main(here: Path) -> int:
     """Do the job in ``here``; the exit status is 0 when there is an answer."""
     _limit()
-    import ezkl  # noqa: F401  (not installed is trouble here, not an answer)
-
+    import_module("ezkl")  # not installed: trouble here, not an answer
     job = json.loads((here / "job.json").read_text())
     job["here"] = str(here)
     os.chdir(here)

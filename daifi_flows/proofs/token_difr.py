@@ -106,8 +106,14 @@ class TokenDifrScheme:
         if missing := reference.missing(spec, materials):
             return _cannot_tell(f"the tokens cannot be checked here: {missing}")
         try:
+            honest_prompt = reference.prompt_tokens(spec, input)
+        except (EncodingError, ModelError) as error:  # the buyer's input: nobody to accuse
+            return _cannot_tell(f"the prompt cannot be built here: {error}")
+        if prompt_tokens != honest_prompt:
+            return _invalid("the prompt tokens are not what the chat template gives")
+        try:
             return _against(spec, input, output, prompt_tokens, output_tokens, reference)
-        except EncodingError as error:  # the reference refuses what the stranger sent
+        except EncodingError as error:  # the reference refuses the node's tokens
             return _invalid(f"the model does not accept these tokens: {error}")
         except ModelError as error:
             return _cannot_tell(f"the tokens cannot be checked here: {error}")
@@ -123,8 +129,6 @@ def _against(
 ) -> Verdict:
     sampling = spec.sampling
     assert sampling is not None  # _token_fault refused the rest
-    if prompt_tokens != reference.prompt_tokens(spec, input):
-        return _invalid("the prompt tokens are not what the chat template gives for this input")
     ends = reference.end_tokens(spec)
     if any(token in ends for token in output_tokens[:-1]):
         return _invalid("the output goes on after an end token")
