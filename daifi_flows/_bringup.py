@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from daifi_flows._home import Home, take_home, write_atomic, write_committee
@@ -172,7 +170,7 @@ async def _register(mesh: Mesh, ledger: Any, home: Home, settings: Settings) -> 
 
 
 @contextmanager
-def _environment(**values: str) -> Iterator[None]:
+def _environment(**values: str) -> Generator[None]:
     """Set variables for the processes started inside, unless the user has set them."""
     added = [key for key in values if key not in os.environ]
     for key in added:

@@ -228,7 +228,11 @@ def audit(
         report = audit_ledger(path)
         reports.append({"path": str(path), **report.jsonable()})
         if not json_output:
-            print(f"{path}: {report.summary()}")
+            conserved = "supply conserved" if report.supply.conserved else "SUPPLY NOT CONSERVED"
+            print(
+                f"{path}: clean: {report.height} blocks, {report.transactions} transactions, "
+                f"{report.tokens} tokens, {conserved}, head 0x{report.head.hex()[:16]}…"
+            )
     if json_output:
         print(json.dumps(reports, indent=2))
 

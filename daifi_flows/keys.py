@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from blspy import G1Element, G2Element, PopSchemeMPL, PrivateKey
-from eth_keys.backends import CoinCurveECCBackend
+from eth_keys.backends.coincurve import CoinCurveECCBackend
 from eth_keys.datatypes import PrivateKey as EthPrivateKey
 from eth_keys.datatypes import Signature as EthSignature
-from eth_keys.exceptions import BadSignature, ValidationError
+from eth_keys.exceptions import BadSignature
+from eth_utils.exceptions import ValidationError
 from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey as BoxPrivateKey
 from nacl.public import PublicKey as BoxPublicKey
@@ -89,10 +90,11 @@ class Account:
     @cached_property
     def box_public(self) -> bytes:
         """X25519 public key, 32 bytes, to which outputs for this account are sealed."""
-        return bytes(self._box.public_key)
+        return bytes(self.box_key.public_key)
 
     @cached_property
-    def _box(self) -> BoxPrivateKey:
+    def box_key(self) -> BoxPrivateKey:
+        """X25519 private key that opens outputs sealed to this account."""
         return BoxPrivateKey(keccak256(b"daifi/x25519/1" + self.secret))
 
     def sign(self, digest: bytes) -> bytes:
@@ -164,7 +166,7 @@ class BlsKey:
         return cls.from_seed(_load_secret(path))
 
     @cached_property
-    def _key(self) -> PrivateKey:
+    def _key(self) -> Any:
         return PrivateKey.from_bytes(self.secret)
 
     @cached_property
@@ -185,7 +187,7 @@ class BlsKey:
 
 
 @lru_cache(maxsize=4096)
-def _public(data: bytes) -> G1Element:
+def _public(data: bytes) -> Any:
     try:
         point = G1Element.from_bytes(data)
     except (ValueError, RuntimeError) as error:
@@ -195,7 +197,7 @@ def _public(data: bytes) -> G1Element:
     return point
 
 
-def _signature(data: bytes) -> G2Element:
+def _signature(data: bytes) -> Any:
     if len(data) != 96:
         raise KeyError_("BLS signature is not 96 bytes")
     try:
@@ -204,6 +206,7 @@ def _signature(data: bytes) -> G2Element:
         raise KeyError_("BLS signature is not a point of G2") from error
 
 
+@lru_cache(maxsize=4096)
 def check_possession(public: bytes, proof: bytes) -> bool:
     """Whether ``proof`` shows that somebody holds the secret behind ``public``."""
     try:
@@ -257,6 +260,6 @@ def open_box(account: Account, sealed: bytes) -> bytes:
         KeyError_: the box is damaged or meant for another account.
     """
     try:
-        return SealedBox(account._box).decrypt(sealed)
+        return SealedBox(account.box_key).decrypt(sealed)
     except (CryptoError, ValueError, TypeError) as error:
         raise KeyError_("the sealed output was not encrypted to this account") from error

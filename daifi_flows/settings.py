@@ -74,7 +74,7 @@ class Settings(BaseSettings):
             ConfigError: the file cannot be read, or a value is unknown or out of range.
         """
         name = config or (Path(os.environ["DAIFI_CONFIG"]) if "DAIFI_CONFIG" in os.environ else None)
-        values: dict[str, Any] = {}
+        values: Any = {}
         if name is not None:
             try:
                 values = yaml.safe_load(name.read_text()) or {}
