@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from daifi_flows._step import StepRequest
 from daifi_flows.cnft import ComputeNFT, Materials, Review
+from daifi_flows.encoding import cid_of
 from daifi_flows.tasks._function import bind, check_function, function_model
 from daifi_flows.tasks._lineage import unwrap
 from daifi_flows.tasks._run import Step, worth_retrying
@@ -105,17 +106,18 @@ def cnft_task(
         async def body(*args: Any, **kwargs: Any) -> ComputeNFT:
             (plain_args, plain_kwargs), parents = unwrap((args, kwargs))
             values = bind(name, function, plain_args, plain_kwargs)
+            model, source = function_model(function)
             step = Step.begin(name)
             request = StepRequest(
                 name=name,
                 kind=kind,
-                model=function_model(function),
+                model=model,
                 input=step.input({"args": values}),
                 salt_key=step.key.salt_key,
                 scheme=scheme,
                 review=review,
                 parents=parents,
-                materials=Materials(function=function),
+                materials=Materials(blobs={cid_of(source): source}, function=function),
                 max_price_wei=max_price_wei,
                 deadline_ms=deadline_ms,
                 encrypt=encrypt,

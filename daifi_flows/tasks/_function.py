@@ -72,8 +72,11 @@ def bind(
     return values
 
 
-def function_model(function: Callable[..., Any]) -> ModelRef:
-    """The function as a model: its digest is over its source text.
+def function_model(function: Callable[..., Any]) -> tuple[ModelRef, bytes]:
+    """The function as a model, and the source its digest is over.
+
+    The source travels with the step: to a node that does not have the file, and into the bundle,
+    where an auditor reads what was run.
 
     Raises:
         ConfigError: Python has no source for it (typed at a prompt, or built by ``exec``).
@@ -87,4 +90,5 @@ def function_model(function: Callable[..., Any]) -> ModelRef:
             "function into a file"
         ) from error
     files = (ModelFile(path=name, size=len(source), sha256=sha256(source)),)
-    return ModelRef(name=name, digest=model_digest(files), engine="function", precision="exact")
+    ref = ModelRef(name=name, digest=model_digest(files), engine="function", precision="exact")
+    return ref, source

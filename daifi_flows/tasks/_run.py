@@ -70,8 +70,15 @@ class Step:
             attempts = error.details.get("attempts", ())
             publish_slashes(self.name, error.details.get("task_id", b""), attempts, self.logger)
             raise
-        await publish(nft, self.logger)
+        sealed = request.encrypt or self.fabric.settings.encrypt_outputs
+        await publish(_without_output(nft) if sealed else nft, self.logger)
         return nft
+
+
+def _without_output(nft: ComputeNFT) -> ComputeNFT:
+    """For Prefect's database, which must not hold what was sealed to the buyer."""
+    hidden = "sealed to the owner"
+    return replace(nft, output=hidden, effect=None if nft.effect is None else hidden)
 
 
 async def worth_retrying(_task: Task[..., Any], _task_run: TaskRun, state: State[Any]) -> bool:

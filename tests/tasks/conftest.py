@@ -29,6 +29,8 @@ from daifi_flows.cnft import (
 )
 from daifi_flows.encoding import cid_of
 from daifi_flows.keys import Account
+from daifi_flows.ray_mesh.engines._engine import Control
+from daifi_flows.ray_mesh.engines.function import FunctionEngine
 from daifi_flows.settings import Settings
 
 BUYER = Account.from_seed(b"buyer")
@@ -188,10 +190,11 @@ class InProcessFabric:
         if request.kind == "act":
             names = [tool["name"] for tool in given["tools"]]
             return {"tool": names[self.picked], "index": self.picked, "scores_ppm": [600_000] * 2}
-        function = request.materials.function
-        assert function is not None
-        value = function(**given["args"])
-        return await value if inspect.isawaitable(value) else value
+        spec = settle(request, None).spec
+        done = await asyncio.to_thread(
+            FunctionEngine().run, spec, request.input, request.materials, Control()
+        )
+        return done.output.value()
 
 
 @pytest.fixture(scope="session")

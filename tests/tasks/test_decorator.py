@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections import namedtuple
+from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 from prefect import Task, flow, unmapped
 
@@ -55,6 +59,30 @@ async def test_a_function_becomes_a_real_task_that_returns_a_cnft(fabric: Any) -
     assert request.input.value() == {"args": {"x": 21}}
     assert request.model.engine == "function"
     assert request.model.name.endswith(":double")
+
+
+ELSEWHERE = """
+import pickle, sys
+with open(sys.argv[1], "rb") as file:
+    function, blobs = pickle.load(file)
+print(function(x=21))
+print(*(b"return 2 * x" in source for source in blobs.values()))
+"""
+
+
+async def test_a_function_travels_without_its_module(fabric: Any, tmp_path: Path) -> None:
+    await double(1)
+    materials = fabric.requests[0].materials
+    file = tmp_path / "step"
+    file.write_bytes(cloudpickle.dumps((materials.function, dict(materials.blobs))))
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.stdout.split() == ["42", "True"], done.stderr
 
 
 async def test_options_reach_the_spec_and_prefect(fabric: Any) -> None:

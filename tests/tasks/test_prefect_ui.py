@@ -24,6 +24,7 @@ from ray import cloudpickle
 
 from daifi_flows._step import StepEvent, StepState
 from daifi_flows.errors import StepFailed
+from daifi_flows.settings import Settings
 from daifi_flows.tasks import cnft_task, start_prefect
 from daifi_flows.tasks._logs import log_context
 
@@ -170,6 +171,25 @@ async def test_a_failed_step_still_tells_who_was_slashed(fabric: Any) -> None:
     assert state.is_failed()
     events = await _events("daifi.node.slashed", state.state_details.flow_run_id, 1)
     assert events[0]["payload"]["step"] == "leaf"
+
+
+@pytest.mark.parametrize("by_settings", [False, True])
+async def test_a_sealed_output_is_not_shown(fabric: Any, by_settings: bool) -> None:
+    fabric.settings = Settings(encrypt_outputs=by_settings)
+
+    @cnft_task(encrypt=not by_settings)
+    def secret(x: int) -> str:
+        return "the sealed word"
+
+    @flow
+    async def run() -> Any:
+        return await secret(1)
+
+    state = await run(return_state=True)
+    assert (await state.aresult()).output == "the sealed word"
+    found = await _artifacts(state.state_details.flow_run_id)
+    assert len(found) == 3
+    assert not [item for item in found if "the sealed word" in item.data]
 
 
 async def test_prefect_failing_after_settlement_does_not_fail_the_step(
