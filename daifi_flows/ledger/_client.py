@@ -295,8 +295,8 @@ class LedgerClient:
         while True:
             try:
                 return await self._port.wait(tx_id)
-            except LedgerUnavailable:
-                if time.monotonic() >= give_up:
+            except LedgerUnavailable as error:
+                if error.details.get("stopped") or time.monotonic() >= give_up:
                     raise
                 await asyncio.sleep(0.2)
 

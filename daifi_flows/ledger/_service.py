@@ -78,7 +78,7 @@ class LedgerService:
         certifier: Certifier,
         *,
         clock: Callable[[], int] = _wall_clock_ms,
-        certify_timeout_s: float = 30.0,
+        certify_timeout_s: float = 75.0,
         wait_timeout_s: float = 20.0,
     ) -> None:
         self.path = Path(path)
@@ -161,7 +161,7 @@ class LedgerService:
         the journal and becomes final at the next start."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self._fail_waiters(LedgerUnavailable("the ledger was closed; start it again"))
+        self._stop(LedgerUnavailable("the ledger was closed; start it again"))
         await asyncio.to_thread(self._writer.shutdown)
         self._store.close()
 
@@ -193,6 +193,8 @@ class LedgerService:
             LedgerUnavailable: no certificate yet; the transaction may still become final.
         """
         waiter = self._waiters.get(tx_id)
+        if waiter is None and self._broken is not None:
+            raise self._broken
         if waiter is not None:
             try:
                 await asyncio.wait_for(asyncio.shield(waiter), self._wait_timeout_s)
@@ -221,8 +223,7 @@ class LedgerService:
                 self._wake.clear()
         except LedgerError as error:  # the disk, or a bug: nothing more can be promised
             _log.error("the ledger stopped: %s", error)
-            self._broken = error
-            self._fail_waiters(error)
+            self._stop(error)
 
     async def _make_final(self) -> None:
         block, new = self._chain.propose()
@@ -269,7 +270,9 @@ class LedgerService:
                 self._stalled = ""
                 return certificate
 
-    def _fail_waiters(self, error: LedgerError) -> None:
+    def _stop(self, error: LedgerError) -> None:
+        error.details["stopped"] = True  # no use in asking again
+        self._broken = error
         for waiter in self._waiters.values():
             if not waiter.done():
                 waiter.set_exception(error)

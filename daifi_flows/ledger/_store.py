@@ -23,6 +23,8 @@ from daifi_flows.ledger._records import Genesis
 __all__ = ["Mark", "Row", "Store", "transaction"]
 
 _FORMAT: Final = b"daifi-ledger/1"
+_NOT_OUR_FILE: Final = ("unable to open", "readonly", "disk I/O", "full", "not authorized")
+"""SQLite's words for trouble with the disk rather than with the file's content."""
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL, checksum BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS blocks (
@@ -82,22 +84,25 @@ def readable(path: Path) -> Generator[None]:
     """Turn SQLite's errors into the ledger's own."""
     try:
         yield
+    except sqlite3.ProgrammingError as error:
+        raise LedgerUnavailable(f"ledger file {path} is closed; start the ledger again") from error
     except sqlite3.OperationalError as error:
         if "locked" in str(error) or "busy" in str(error):
             raise LedgerUnavailable(
                 f"ledger file {path} is locked by another process; stop it first"
             ) from error
-        if "malformed" in str(error) or "corrupt" in str(error):
-            raise _damaged(path, str(error)) from error
-        raise LedgerUnavailable(
-            f"ledger file {path} cannot be used ({error}); check the disk and its permissions"
-        ) from error
-    except (sqlite3.DatabaseError, sqlite3.Warning, OverflowError, UnicodeDecodeError) as error:
+        if any(word in str(error) for word in _NOT_OUR_FILE):
+            raise LedgerUnavailable(
+                f"ledger file {path} cannot be used ({error}); check the disk and its permissions"
+            ) from error
+        raise _damaged(path, str(error)) from error
+    except (sqlite3.DatabaseError, sqlite3.Warning, OverflowError, TypeError) as error:
         raise _damaged(path, str(error)) from error
 
 
 def _damaged(path: Path, why: str, height: int | None = None) -> LedgerCorrupted:
     where = "" if height is None else f" at height {height}"
+    why = "".join(c if c.isprintable() else " " for c in why)[:200]
     return LedgerCorrupted(
         f"ledger file {path} is damaged{where} ({why}): restore it from a backup", height=height
     )
@@ -158,15 +163,17 @@ class Store:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_SCHEMA)
         verdict = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            raise _damaged(self.path, str(verdict))
+        if verdict != b"ok":
+            raise _damaged(self.path, repr(verdict))
 
     @staticmethod
     def _connect(uri: str) -> sqlite3.Connection:
         # Writes run on a worker thread, one at a time; reads on the event loop's.
-        return sqlite3.connect(
+        connection = sqlite3.connect(
             uri, uri=True, timeout=5, isolation_level=None, check_same_thread=False
         )
+        connection.text_factory = bytes  # damage may turn a BLOB into any TEXT
+        return connection
 
     def _check_genesis(self, genesis: Genesis | None) -> Genesis:
         format_ = self._meta("format")

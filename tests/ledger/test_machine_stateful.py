@@ -1,0 +1,350 @@
+"""Random histories by honest and hostile actors, against a slow and obvious reference model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from ledger_kit import (
+    BUYER,
+    DAI,
+    GENESIS,
+    NODE,
+    OTHER,
+    PROOF_CID,
+    SEAT_ACCOUNTS,
+    STRANGER,
+    T0,
+    attest,
+    info_of,
+    make_header,
+    make_spec,
+)
+
+from daifi_flows.cnft import Decision, token_id_of
+from daifi_flows.errors import TransactionRefused
+from daifi_flows.keys import Account
+from daifi_flows.ledger import AccountRecord, TaskState
+from daifi_flows.ledger import _transactions as t
+from daifi_flows.ledger._machine import Machine
+from daifi_flows.ledger._state import supply_of
+from daifi_flows.ledger._trie import Trie
+
+ACTORS = [BUYER, NODE, OTHER, STRANGER]
+NODES = [NODE, OTHER]
+actors = st.sampled_from(ACTORS)
+nodes = st.sampled_from(NODES)
+numbers = st.integers(min_value=0, max_value=3)
+amounts = st.sampled_from([0, 1, 7, DAI, 60 * DAI, 300 * DAI, 2_000 * DAI])
+prices = st.sampled_from([DAI - 1, DAI, 3 * DAI + 1, 5 * DAI, 5 * DAI + 1])
+SLASH, REPORTER, BURN, COMMITTEE, TREASURY, ROYALTY = 25, 10, 40, 10, 5, 5  # percent
+
+
+class Ledger(RuleBasedStateMachine):
+    """``self.ref_*`` is the reference: plain dictionaries and whole percents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.machine = Machine(GENESIS)
+        self.state = self.machine.genesis_state()
+        self.now = T0
+        self.log: list[tuple[bytes, int]] = []
+        self.trie = Trie().update(self.state.encoded_changes())
+        self.balance = {a.address: 0 for a in [*ACTORS, *SEAT_ACCOUNTS]}
+        self.balance |= {BUYER.address: 1000 * DAI, NODE.address: 200 * DAI}
+        self.balance |= {OTHER.address: 200 * DAI}
+        self.stake_of = {a.address: 0 for a in ACTORS}
+        self.offers: set[str] = set()
+        self.treasury = self.burned = 0
+        self.tasks: dict[int, dict] = {}
+        self.settled: list[int] = []
+
+    def send(self, allowed: bool, kind: type[t.Transaction], who: Account, **fields) -> bool:
+        """Send, and check that the machine decides as the reference does."""
+        nonce = self.state.account(who.address).nonce
+        tx = kind.model_validate({"sender": who.address, "nonce": nonce} | fields)
+        raw = tx.signed(who, GENESIS.ledger_id).encode()
+        try:
+            self.machine.execute(self.state, t.parse_transaction(raw), self.now)
+        except TransactionRefused as error:
+            assert not allowed, f"{kind.kind} should have passed: {error}"
+        else:
+            assert allowed, f"{kind.kind} should have been refused"
+            self.log.append((raw, self.now))
+        return allowed
+
+    def task_in(self, number: int, *states: str) -> dict | None:
+        task = self.tasks.get(number)
+        return task if task is not None and task["state"] in states else None
+
+    def spec(self, number: int):
+        """Task 3 builds on the token of task 0."""
+        parents = (token_id_of(make_spec(0).task_id),) if number == 3 else ()
+        return make_spec(number, parents=parents, deadline_ms=T0 + 3_600_000)
+
+    @rule(minutes=st.sampled_from([1, 10, 30]))
+    def pass_time(self, minutes: int) -> None:
+        self.now += minutes * 60_000
+
+    @rule(who=actors, to=actors, amount=amounts)
+    def transfer(self, who: Account, to: Account, amount: int) -> None:
+        allowed = 0 < amount <= self.balance[who.address]
+        if self.send(allowed, t.Transfer, who, to=to.address, amount_wei=amount):
+            self.balance[who.address] -= amount
+            self.balance[to.address] += amount
+
+    @rule(who=nodes, amount=amounts)
+    def stake(self, who: Account, amount: int) -> None:
+        if self.send(0 < amount <= self.balance[who.address], t.Stake, who, amount_wei=amount):
+            self.balance[who.address] -= amount
+            self.stake_of[who.address] += amount
+
+    @rule(who=nodes)
+    def register(self, who: Account) -> None:
+        self.send(True, t.Register, who, info=info_of(who))
+        self.offers.add(who.address)
+
+    @rule(number=numbers, who=st.sampled_from([BUYER, BUYER, STRANGER]))
+    def open(self, number: int, who: Account) -> None:
+        spec = self.spec(number)
+        allowed = (
+            who is BUYER
+            and number not in self.tasks
+            and self.balance[BUYER.address] >= 5 * DAI
+            and self.now < spec.deadline_ms
+            and (number != 3 or 0 in self.settled)
+        )
+        if self.send(allowed, t.Open, who, spec=spec):
+            self.balance[BUYER.address] -= 5 * DAI
+            self.tasks[number] = {"state": "open", "attempt": 0, "barred": set()}
+
+    @rule(number=numbers, node=nodes, price=prices, who=st.sampled_from([BUYER, BUYER, NODE]))
+    def assign(self, number: int, node: Account, price: int, who: Account) -> None:
+        task, spec = self.task_in(number, "open"), self.spec(number)
+        allowed = (
+            task is not None
+            and who is BUYER
+            and task["attempt"] < 3
+            and node.address in self.offers - task["barred"]
+            and self.stake_of[node.address] >= DAI
+            and DAI <= price <= 5 * DAI
+            and self.now < spec.deadline_ms
+        )
+        attempt = self.tasks.get(number, {"attempt": 0})["attempt"]
+        fields = {"task_id": spec.task_id, "attempt": attempt, "node": node.address}
+        if self.send(allowed, t.Assign, who, **fields, price_wei=price):
+            assert task is not None
+            task |= {"state": "assigned", "node": node, "price": price}
+
+    @rule(number=numbers, node=nodes, who=actors)
+    def commit(self, number: int, node: Account, who: Account) -> None:
+        task, spec = self.task_in(number, "assigned"), self.spec(number)
+        allowed = (
+            task is not None
+            and task["node"] is node
+            and who in (BUYER, node)
+            and self.now < spec.deadline_ms
+        )
+        fields = {
+            "task_id": spec.task_id,
+            "attempt": self.tasks.get(number, {"attempt": 0})["attempt"],
+            "proof_cid": PROOF_CID,
+            "header": make_header(spec, node),
+        }
+        if self.send(allowed, t.Commit, who, **fields):
+            assert task is not None
+            task["state"] = "committed"
+
+    def finding(self, number: int, node: Account, decision: Decision, signers: int):
+        attempt = self.tasks.get(number, {"attempt": 0})["attempt"]
+        return attest(
+            self.spec(number),
+            decision,
+            attempt=attempt,
+            node=node.address,
+            signers=range(signers),
+        )
+
+    @precondition(lambda self: self.tasks)
+    @rule(number=numbers, node=nodes, who=actors, signers=st.sampled_from([13, 14, 21]))
+    def settle(self, number: int, node: Account, who: Account, signers: int) -> None:
+        task = self.task_in(number, "committed")
+        quorum = signers >= 14
+        allowed = task is not None and task["node"] is node and quorum and who in (BUYER, node)
+        finding = self.finding(number, node, Decision.ACCEPTED, signers)
+        if self.send(allowed, t.Settle, who, attestation=finding, metadata=bytes(32)):
+            assert task is not None
+            price, rest = task["price"], task["price"]
+            for seat in SEAT_ACCOUNTS[:signers]:
+                share = price * COMMITTEE // 100 // signers
+                self.balance[seat.address] += share
+                rest -= share
+            if number == 3:
+                self.balance[BUYER.address] += price * ROYALTY // 100
+                rest -= price * ROYALTY // 100
+            self.treasury += price * TREASURY // 100
+            self.balance[node.address] += rest - price * TREASURY // 100
+            self.balance[BUYER.address] += 5 * DAI - price
+            task["state"] = "settled"
+            assert number not in self.settled, "settled twice"
+            self.settled.append(number)
+
+    @precondition(lambda self: self.tasks)
+    @rule(number=numbers, node=nodes, who=actors)
+    def reject(self, number: int, node: Account, who: Account) -> None:
+        task = self.task_in(number, "committed")
+        allowed = task is not None and task["node"] is node
+        finding = self.finding(number, node, Decision.REJECTED, 14)
+        if self.send(allowed, t.Reject, who, attestation=finding):
+            assert task is not None
+            loss = self.stake_of[node.address] * SLASH // 100
+            assert loss * 2 <= self.stake_of[node.address]
+            self.stake_of[node.address] -= loss
+            reward = loss * REPORTER // 100 if who is not node else 0
+            self.balance[who.address] += reward
+            self.burned += loss * BURN // 100
+            self.treasury += loss - reward - loss * BURN // 100
+            task |= {"state": "open", "attempt": task["attempt"] + 1}
+            task["barred"].add(node.address)
+
+    @precondition(lambda self: self.tasks)
+    @rule(number=numbers, node=nodes)
+    def unproven(self, number: int, node: Account) -> None:
+        task = self.task_in(number, "committed")
+        allowed = task is not None and task["node"] is node
+        finding = self.finding(number, node, Decision.UNPROVEN, 14)
+        if self.send(allowed, t.Unproven, STRANGER, attestation=finding):
+            self.refund(number, "unproven")
+
+    def refund(self, number: int, state: str) -> None:
+        self.tasks[number]["state"] = state
+        self.balance[BUYER.address] += 5 * DAI
+
+    @rule(number=numbers, who=actors)
+    def release(self, number: int, who: Account) -> None:
+        task = self.task_in(number, "assigned")
+        allowed = task is not None and who in (BUYER, task["node"])
+        attempt = self.tasks.get(number, {"attempt": 0})["attempt"]
+        if self.send(allowed, t.Release, who, task_id=self.spec(number).task_id, attempt=attempt):
+            assert task is not None
+            task |= {"state": "open", "attempt": attempt + 1}
+
+    @rule(number=numbers, who=st.sampled_from([BUYER, NODE]))
+    def cancel(self, number: int, who: Account) -> None:
+        allowed = self.task_in(number, "open", "assigned") is not None and who is BUYER
+        if self.send(allowed, t.Cancel, who, task_id=self.spec(number).task_id):
+            self.refund(number, "cancelled")
+
+    @rule(number=numbers, who=actors)
+    def expire(self, number: int, who: Account) -> None:
+        late = self.now - self.spec(number).deadline_ms
+        allowed = (self.task_in(number, "open", "assigned") is not None and late >= 0) or (
+            self.task_in(number, "committed") is not None and late >= 60_000
+        )
+        if self.send(allowed, t.Expire, who, task_id=self.spec(number).task_id):
+            self.refund(number, "expired")
+
+    @invariant()
+    def machine_and_reference_agree(self) -> None:
+        for address, balance in self.balance.items():
+            assert self.state.account(address).balance_wei == balance >= 0
+        for address, stake in self.stake_of.items():
+            assert self.state.account(address).stake_wei == stake >= 0
+        locked = 0
+        for number, task in self.tasks.items():
+            record = self.state.task(self.spec(number).task_id)
+            assert record is not None and record.state.value == task["state"]
+            locked += 5 * DAI if task["state"] in ("open", "assigned", "committed") else 0
+            minted = self.state.token(token_id_of(record.task_id)) is not None
+            assert minted == (record.state is TaskState.SETTLED) == (number in self.settled)
+        supply = self.state.supply()
+        assert supply.conserved and supply == supply_of(self.state.changes)
+        assert supply.escrows_wei == locked
+        assert (supply.treasury_wei, supply.burned_wei) == (self.treasury, self.burned)
+        others = set(self.balance)
+        assert all(
+            noun.address in others
+            for noun in self.state.changes.values()
+            if isinstance(noun, AccountRecord)
+        )
+
+    def teardown(self) -> None:
+        """Replaying what was accepted gives the same root, in one go or step by step."""
+        state = self.machine.genesis_state()
+        trie = Trie().update(state.encoded_changes())
+        for raw, now in self.log:
+            self.machine.execute(state, t.parse_transaction(raw), now)
+            trie = trie.update(state.encoded_changes())
+        whole = Trie().update(self.state.encoded_changes())
+        assert trie.root == whole.root
+
+
+Ledger.TestCase.settings = settings(
+    max_examples=25,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+TestLedger = Ledger.TestCase
+
+
+_REPLAY = """
+import sys, json
+sys.path.insert(0, sys.argv[1])
+from ledger_kit import *
+from daifi_flows.cnft import Decision
+from daifi_flows.ledger import Params
+from daifi_flows.ledger import _transactions as t
+from daifi_flows.ledger._blocks import build, genesis_header
+from daifi_flows.ledger._machine import Machine
+from daifi_flows.ledger._state import Layer
+machine = Machine(GENESIS)
+head, base, trie = genesis_header(machine)
+def sign(kind, who, **fields):
+    nonce = layer.account(who.address).nonce
+    return kind(sender=who.address, nonce=nonce, **fields).signed(who, GENESIS.ledger_id)
+layer = Layer(base); raws = []; receipts = []
+def do(kind, who, **fields):
+    tx = sign(kind, who, **fields)
+    raws.append(tx.encode()); receipts.append(machine.execute(layer, tx, T0 + 1))
+for node in (NODE, OTHER):
+    do(t.Register, node, info=info_of(node)); do(t.Stake, node, amount_wei=DAI)
+for i in range(4):
+    spec = make_spec(i)
+    do(t.Open, BUYER, spec=spec)
+    do(t.Assign, BUYER, task_id=spec.task_id, attempt=0, node=NODE.address, price_wei=DAI)
+    do(t.Commit, BUYER, task_id=spec.task_id, attempt=0, proof_cid=PROOF_CID,
+       header=make_header(spec))
+    if i % 2:
+        do(t.Reject, BUYER, attestation=attest(spec, Decision.REJECTED))
+        do(t.Cancel, BUYER, task_id=spec.task_id)
+        do(t.Stake, NODE, amount_wei=DAI)
+    else:
+        do(t.Settle, BUYER, attestation=attest(spec), metadata=bytes(32))
+header = build(GENESIS, head, trie, layer, transactions=raws, receipts=receipts,
+               timestamp_ms=T0 + 1).header
+print(json.dumps({"hash": header.digest.hex(), "txs": len(raws)}))
+"""
+
+
+def test_blocks_are_the_same_bytes_under_any_hash_seed_locale_and_time_zone() -> None:
+    outputs = set()
+    for seed, locale, zone in (("0", "C", "UTC"), ("4242", "C.UTF-8", "Asia/Kathmandu")):
+        environment = os.environ | {"PYTHONHASHSEED": seed, "LC_ALL": locale, "TZ": zone}
+        done = subprocess.run(
+            [sys.executable, "-c", _REPLAY, str(Path(__file__).parent)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        outputs.add(done.stdout)
+    assert len(outputs) == 1
+    assert json.loads(outputs.pop())["txs"] == 24
