@@ -35,7 +35,7 @@ from daifi_flows.cnft import (
     TaskSpec,
     token_id_of,
 )
-from daifi_flows.encoding import canonical_json, cid_of
+from daifi_flows.encoding import canonical_json, cid_of, tagged_hash
 from daifi_flows.errors import (
     ConfigError,
     DaifiError,
@@ -61,6 +61,8 @@ logger = logging.getLogger(__name__)
 
 MAX_DISCLOSED_BYTES: Final = 2 * 1024 * 1024
 """Materials up to this size travel in the bundle, so that an auditor can re-execute the step."""
+
+_MAX_RETRIES: Final = 64
 
 _RETRYABLE: Final = (NodeLost, EngineError, ProofError, EncodingError)
 """Failures of one node, not of the task: the step is rerouted."""
@@ -119,11 +121,30 @@ class Life:
             TransactionRefused: the buyer cannot pay, or the ledger refuses the task.
             MeshError, CommitteeError, LedgerError: the fabric itself cannot go on.
         """
-        record = await asyncio.to_thread(self._remember, request)
+        record = await self._recall(request)
         return await _Step(self, request, record.spec, record.input).run()
 
-    def _remember(self, request: StepRequest) -> StepRecord:
-        path = self.home.step_path(request.salt_key)
+    async def _recall(self, request: StepRequest) -> StepRecord:
+        """The step's record: an earlier run's when that can still be settled, else a new one.
+
+        A task that ended without a token stays ended; trying the step again is a new task under
+        the next nonce, derived from the same key.
+        """
+        for number in range(_MAX_RETRIES):
+            nonce = request.salt_key
+            if number:
+                nonce = tagged_hash("daifi/retry/1", {"key": request.salt_key, "number": number})
+            record = await asyncio.to_thread(self._remember, request, nonce)
+            task = await self.settlement.task(record.spec.task_id)
+            live = task is None or task.state in (TaskState.OPEN, TaskState.ASSIGNED)
+            if live or self.home.draft_path(record.spec.task_id).exists():
+                return record
+        raise ConfigError(
+            f"step {request.name!r} failed {_MAX_RETRIES} times under one key: start it anew"
+        )
+
+    def _remember(self, request: StepRequest, nonce: bytes) -> StepRecord:
+        path = self.home.step_path(nonce)
         earlier = read_step(path)
         if earlier is not None:
             if (
@@ -138,7 +159,6 @@ class Life:
             return earlier
         now = self.clock_ms()
         attempts, confidence = self.settings.attempts, self.settings.min_confidence_ppm
-        # None means the fabric's own default, as the settings state it.
         price = self.settings.max_price_wei
         timeout_s = self.settings.step_timeout_s + self.settings.review_timeout_s
         spec = TaskSpec(
@@ -152,7 +172,7 @@ class Life:
             max_price_wei=price if request.max_price_wei is None else request.max_price_wei,
             deadline_ms=request.deadline_ms or now + int(1000 * timeout_s * attempts),
             buyer=self.buyer.address,
-            nonce=request.salt_key,
+            nonce=nonce,
         )
         record = StepRecord(spec=spec, input=request.input)
         write_atomic(path, record.canonical())
@@ -284,6 +304,7 @@ class _Step:
             f"step {self.request.name!r} failed: {what} ({lines or 'no node tried'}). "
             "The escrow was refunded; run the step again or allow more attempts.",
             attempts=[item.as_dict() for item in self.tries],
+            task_id=self.task_id,
         )
 
     async def _refund(self, error: BaseException) -> None:
@@ -303,8 +324,6 @@ class _Step:
         settlement, buyer = self.life.settlement, self.life.buyer
         task = await settlement.task(self.task_id)
         assert task is not None
-        if task.state is TaskState.COMMITTED:
-            self._fail("an earlier run died while the committee looked at it; it will expire")
         if task.state is TaskState.ASSIGNED:  # an earlier run died here
             await settlement.release(self.task_id, buyer)
         if task.state not in (TaskState.OPEN, TaskState.ASSIGNED):
