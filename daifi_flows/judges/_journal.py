@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from daifi_flows.encoding import keccak256
 from daifi_flows.errors import CommitteeError
 
 __all__ = ["Entry", "Journal"]
@@ -27,6 +28,7 @@ CREATE TABLE IF NOT EXISTS review (
   seat INTEGER NOT NULL, subject BLOB NOT NULL, vote BLOB NOT NULL, salt BLOB NOT NULL,
   locked BLOB, signed BLOB, PRIMARY KEY (seat, subject)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS messages (digest BLOB PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS vote (
   seat INTEGER NOT NULL, task BLOB NOT NULL, proof TEXT NOT NULL, vote BLOB NOT NULL,
   PRIMARY KEY (seat, task, proof)
@@ -89,7 +91,10 @@ class Journal:
     def entries(self, seats: Sequence[int], subject: bytes) -> dict[int, Entry]:
         """Parts of ``seats`` in the review of ``subject`` (a 32-byte key)."""
         rows = self._read(
-            "SELECT seat, vote, salt, locked, signed FROM review WHERE subject = ?", (subject,)
+            "SELECT seat, vote, salt, l.data, s.data FROM review "
+            "LEFT JOIN messages l ON l.digest = locked "
+            "LEFT JOIN messages s ON s.digest = signed WHERE subject = ?",
+            (subject,),
         )
         return {row[0]: Entry(*row[1:]) for row in rows if row[0] in seats}
 
@@ -110,17 +115,19 @@ class Journal:
     def record_lock(self, subject: bytes, seats: Sequence[int], locked: bytes) -> None:
         """Remember the set of commits before any vote is opened against it; the first stays."""
         with self._transaction() as db:
+            digest = _store(db, locked)
             db.executemany(
                 "UPDATE review SET locked = ? WHERE seat = ? AND subject = ? AND locked IS NULL",
-                [(locked, seat, subject) for seat in seats],
+                [(digest, seat, subject) for seat in seats],
             )
 
     def record_signed(self, subject: bytes, seats: Sequence[int], signed: bytes) -> None:
         """Remember the tallied reveals before the outcome is signed; the first stays."""
         with self._transaction() as db:
+            digest = _store(db, signed)
             db.executemany(
                 "UPDATE review SET signed = ? WHERE seat = ? AND subject = ? AND signed IS NULL",
-                [(signed, seat, subject) for seat in seats],
+                [(digest, seat, subject) for seat in seats],
             )
 
     def may_sign_block(
@@ -177,3 +184,10 @@ class Journal:
                     raise
         except sqlite3.Error as error:
             raise CommitteeError(f"seat journal {self._path} cannot be written: {error}") from error
+
+
+def _store(db: sqlite3.Connection, data: bytes) -> bytes:
+    """Keep a set of messages once, however many seats refer to it; returns its hash."""
+    digest = keccak256(data)
+    db.execute("INSERT OR IGNORE INTO messages VALUES (?, ?)", (digest, data))
+    return digest

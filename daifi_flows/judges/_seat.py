@@ -78,15 +78,16 @@ def decide(verdict: Verdict, opinion: Opinion | None, min_confidence_ppm: int) -
 def combined_ppm(verdict: Verdict, opinion: Opinion | None) -> int:
     """Confidence from a ``VALID`` verdict and the panel's opinion of the difference it left.
 
-    The sum of both log-odds, the panel's contrary ones weighed by :data:`CONTRARY_WEIGHT`, and
-    never more than the scheme's own confidence: a likeness of words cannot vouch for a proof.
+    A panel that finds likeness leaves the scheme's confidence as it is: words that look alike
+    cannot vouch for a proof. Contrary log-odds are added to the scheme's, weighed by
+    :data:`CONTRARY_WEIGHT`.
     """
     own = min(max(verdict.confidence_ppm, 0), PPM)
-    if opinion is None:
+    if opinion is None or opinion.log_odds >= 0:
         return own
-    odds = min(max(own, 1), PPM - 1) / (PPM - min(max(own, 1), PPM - 1))
-    panel = opinion.log_odds * (1.0 if opinion.log_odds > 0 else CONTRARY_WEIGHT)
-    total = min(math.log(odds), SCHEME_LOG_ODDS) + panel
+    likely = min(max(own, 1), PPM - 1)
+    scheme = min(math.log(likely / (PPM - likely)), SCHEME_LOG_ODDS)
+    total = scheme + CONTRARY_WEIGHT * opinion.log_odds
     return min(own, int(PPM / (1.0 + math.exp(-total))))
 
 
