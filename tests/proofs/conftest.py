@@ -173,10 +173,17 @@ def stranger() -> TinyReference:
     return tiny_model(2)
 
 
-@pytest.fixture
-def llm_case(honest: TinyReference, tmp_path: Path) -> Callable[..., Case]:
+@pytest.fixture(scope="session")
+def llm_case(
+    honest: TinyReference, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Case]:
+    from functools import cache
+
     from daifi_flows.cnft import Usage
 
+    workdir = tmp_path_factory.mktemp("llm")
+
+    @cache
     def make(node: TinyReference | None = None, **sampling: Any) -> Case:
         input = Content.json_value("what is a quorum?", SALT)
         spec = build_spec(
@@ -198,7 +205,7 @@ def llm_case(honest: TinyReference, tmp_path: Path) -> Callable[..., Case]:
             ),
             Materials(),
             honest,
-            tmp_path,
+            workdir,
         )
 
     return make

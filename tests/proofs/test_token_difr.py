@@ -122,15 +122,15 @@ def test_malformed_tokens_are_invalid(llm_case: Any, tokens: Any) -> None:
 @pytest.mark.parametrize(
     "mangle",
     [
-        lambda payload: b"",
+        lambda _: b"",
         lambda payload: payload[:-1],
         lambda payload: payload + b"\0",
         lambda payload: bytes(len(payload)),
         lambda payload: b"\xff" * len(payload),
-        lambda payload: b"\x9b" + b"\xff" * 8,  # a list of 2^64 − 1 items
-        lambda payload: b"\x5b\x00\x00\x00\x02\x54\x0b\xe4\x00",  # 10 GB of bytes
-        lambda payload: b"\x81" * 5000,
-        lambda payload: canonical([1, 2]),
+        lambda _: b"\x9b" + b"\xff" * 8,  # a list of 2^64 − 1 items
+        lambda _: b"\x5b\x00\x00\x00\x02\x54\x0b\xe4\x00",  # 10 GB of bytes
+        lambda _: b"\x81" * 5000,
+        lambda _: canonical([1, 2]),
     ],
 )
 def test_mangled_payloads_are_invalid(llm_case: Any, mangle: Any) -> None:
