@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary
 
 from daifi_flows.cnft import (
     Attestation,
@@ -47,7 +48,8 @@ from daifi_flows.ledger._transactions import (
 
 __all__ = ["LedgerClient", "Port"]
 
-_RESENDS: Final = 8
+_RESENDS: Final = 32
+"""Each is another process that signed for the same account first, or a restart of the ledger."""
 
 
 class Port(Protocol):
@@ -80,7 +82,10 @@ class LedgerClient:
         self._port = port
         self._ledger_id = ledger_id
         self._patience_s = patience_s
-        self._locks: dict[str, asyncio.Lock] = {}
+        # A lock belongs to one event loop; a program may use several, one after another.
+        self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Lock]] = (
+            WeakKeyDictionary()
+        )
 
     @property
     def ledger_id(self) -> bytes:
@@ -247,7 +252,8 @@ class LedgerClient:
         first one's: so it can never take effect twice.
         """
         who = {"sender": account.address}
-        lock = self._locks.setdefault(account.address, asyncio.Lock())
+        locks = self._locks.setdefault(asyncio.get_running_loop(), {})
+        lock = locks.setdefault(account.address, asyncio.Lock())
         give_up = time.monotonic() + self._patience_s
         refused: TransactionRefused | None = None
         for _ in range(_RESENDS):

@@ -221,9 +221,12 @@ class LedgerService:
                 while self._chain.pending:
                     await self._make_final()
                 self._wake.clear()
-        except LedgerError as error:  # the disk, or a bug: nothing more can be promised
+        except LedgerError as error:  # the disk: nothing more can be promised
             _log.error("the ledger stopped: %s", error)
             self._stop(error)
+        except Exception as error:  # a bug: callers must not wait for ever
+            _log.exception("the ledger stopped")
+            self._stop(LedgerError(f"the ledger stopped ({error}); start it again and report this"))
 
     async def _make_final(self) -> None:
         block, new = self._chain.propose()

@@ -176,6 +176,13 @@ class RayLedger(LedgerClient):
         super().__init__(_RayPort(handle, patience_s), ledger_id, patience_s=patience_s)
         self.handle = handle
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self)._again, (self.handle, self.ledger_id, self._patience_s))
+
+    @classmethod
+    def _again(cls, handle: Any, ledger_id: bytes, patience_s: float) -> RayLedger:
+        return cls(handle, ledger_id, patience_s=patience_s)
+
     @classmethod
     def start(
         cls,

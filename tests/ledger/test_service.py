@@ -308,7 +308,7 @@ async def test_time_passes_for_a_block_that_waits(tmp_path: Path) -> None:
             await gate.wait()
             return await super().certify(header, block, history)
 
-    async with running(tmp_path / "ledger.db", Gated(GENESIS), clock) as (ledger, service):
+    async with running(tmp_path / "ledger.db", Gated(GENESIS), clock) as (ledger, _):
         spec = make_spec()
         calls = [asyncio.create_task(ledger.open_escrow(spec, BUYER))]
         await asyncio.sleep(0.05)
