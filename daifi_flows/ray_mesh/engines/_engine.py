@@ -11,11 +11,15 @@ from daifi_flows.cnft import Content, Execution, Materials, ModelRef, TaskSpec
 from daifi_flows.errors import EngineError
 from daifi_flows.ray_mesh._models import LocalModel
 
-__all__ = ["Control", "Engine", "StepCancelled"]
+__all__ = ["Control", "Engine", "EngineDied", "StepCancelled"]
 
 
 class StepCancelled(EngineError):
     """The step was cancelled or timed out while it ran; nothing is proven or owed."""
+
+
+class EngineDied(EngineError):
+    """The engine cannot be used again in this process: the node must restart."""
 
 
 def _silent(_message: str) -> None:

@@ -250,8 +250,8 @@ class HfTokenizer:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Tokens of the whole prompt, the assistant's turn opened."""
+    def chat(self, messages: Sequence[dict[str, str]], opening: str) -> list[int]:
+        """Tokens of the whole prompt, the assistant's turn begun with ``opening``."""
         plain = [{**message, "content": self._plain(message["content"])} for message in messages]
         try:
             tokens = self._tokenizer.apply_chat_template(
@@ -259,7 +259,7 @@ class HfTokenizer:
             )
         except Exception as error:
             raise ModelError(f"the chat template refuses this conversation: {error}") from error
-        return [int(token) for token in tokens]
+        return [int(token) for token in tokens] + (self.encode(opening) if opening else [])
 
     def encode(self, text: str) -> list[int]:
         """Tokens of plain text, without any added."""

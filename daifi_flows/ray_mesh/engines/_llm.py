@@ -81,7 +81,7 @@ def render(
     The model sees passages numbered 1, 2, …; the text cites them by their ids.
     """
     ended = bool(tokens) and tokens[-1] in tokenizer.end_tokens
-    text = tokenizer.decode(tokens[:-1] if ended else tokens).strip()
+    text = (prompt.opening + tokenizer.decode(tokens[:-1] if ended else tokens)).strip()
     kept = parsed.passages[: len(parsed.passages) - len(prompt.dropped_passages)]
 
     def named(match: re.Match[str]) -> str:
@@ -125,7 +125,8 @@ class CausalLm:
         import torch
 
         # Ray gives its workers one OpenMP thread, which would halve the speed of a laptop.
-        torch.set_num_threads(min(len(os.sched_getaffinity(0)), 16))
+        if torch.get_num_threads() == 1:
+            torch.set_num_threads(min(os.cpu_count() or 1, 16))
         self.tokenizer = load_tokenizer(folder)
         self._weights = load_causal(folder, precision)
         self.parameters = sum(int(item.numel()) for item in self._weights.parameters())

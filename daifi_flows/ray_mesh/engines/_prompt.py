@@ -11,13 +11,13 @@ from typing import Any, Final, Protocol, cast
 
 from daifi_flows.errors import EngineError
 
-__all__ = ["SYSTEM", "ChatTokenizer", "LlmInput", "Prompt", "build_prompt", "parse_llm_input"]
+__all__ = ["ChatTokenizer", "LlmInput", "Prompt", "build_prompt", "parse_llm_input"]
 
-SYSTEM: Final = (
-    "You answer questions from the numbered passages. "
-    "Use only facts from the passages and cite the passage you used, like [3]."
-)
-"""Default system message of a step with passages. Short: a small model follows few words."""
+INSTRUCTION: Final = "Answer the question in one sentence using the context."
+OPENING: Final = "According to passage ["
+"""How the answer to a step with passages begins. The model goes on with the number of a passage:
+of the prompts tried on SmolLM2-135M (a system message, worked examples, "cite like [1]"), only
+this one made it cite, and it ends its answer instead of repeating itself more often than others."""
 
 MAX_TEXT: Final = 4_000_000
 """Characters of one input, all texts together: tokenising a stranger's input ends in seconds."""
@@ -32,8 +32,8 @@ Message = dict[str, str]
 class ChatTokenizer(Protocol):
     """What trimming needs from a model's tokenizer."""
 
-    def chat(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens of the whole prompt: chat template applied, answer about to begin."""
+    def chat(self, messages: Sequence[Message], opening: str) -> list[int]:
+        """Tokens of the whole prompt: chat template applied, the answer begun with ``opening``."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -71,9 +71,14 @@ class LlmInput:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The prompt's tokens, and what had to be left out to make it fit."""
+    """The prompt's tokens, and what had to be left out to make it fit.
+
+    Attributes:
+        opening: text of the answer that the prompt already holds.
+    """
 
     tokens: list[int]
+    opening: str = ""
     dropped_passages: tuple[int | str, ...] = ()
     dropped_messages: int = 0
     question_tokens_dropped: int = 0
@@ -126,9 +131,9 @@ def _conversation(fields: dict[str, Any], context: int) -> LlmInput:
     messages: list[tuple[str, str]] = []
     for item in _parts(fields["messages"], "messages"):
         role, content = item.get("role"), item.get("content")
-        if role not in _ROLES or not isinstance(content, str):
+        if not isinstance(role, str) or role not in _ROLES or not isinstance(content, str):
             raise _bad("a message needs a role (system, user, assistant) and text content")
-        messages.append((str(role), content))
+        messages.append((role, content))
     if not messages or messages[-1][0] != "user":
         raise _bad("the last message is not the user's")
     return LlmInput(messages[-1][1], (), None, tuple(messages), context)
@@ -176,15 +181,16 @@ def build_prompt(
 
 def _fit_passages(parsed: LlmInput, budget: int, tokenizer: ChatTokenizer) -> Prompt:
     def prompt(kept: int, question: str) -> list[int]:
-        return tokenizer.chat(_messages(parsed, parsed.passages[:kept], question))
+        messages = _messages(parsed, parsed.passages[:kept], question)
+        return tokenizer.chat(messages, OPENING if kept else "")
 
     total = len(parsed.passages)
     kept = _largest(total, lambda count: len(prompt(count, parsed.question)) <= budget)
     dropped = tuple(passage.id for passage in parsed.passages[max(kept, 0) :])
     if kept >= 0:
-        return Prompt(prompt(kept, parsed.question), dropped)
+        return Prompt(prompt(kept, parsed.question), OPENING if kept else "", dropped)
     tokens, cut = _cut_question(parsed, budget, tokenizer, lambda text: prompt(0, text))
-    return Prompt(tokens, dropped, 0, cut)
+    return Prompt(tokens, "", dropped, 0, cut)
 
 
 def _fit_conversation(parsed: LlmInput, budget: int, tokenizer: ChatTokenizer) -> Prompt:
@@ -194,13 +200,13 @@ def _fit_conversation(parsed: LlmInput, budget: int, tokenizer: ChatTokenizer) -
 
     def prompt(kept: int, question: str) -> list[int]:
         last = {"role": "user", "content": question}
-        return tokenizer.chat([*head, *middle[len(middle) - kept :], last])
+        return tokenizer.chat([*head, *middle[len(middle) - kept :], last], "")
 
     kept = _largest(len(middle), lambda count: len(prompt(count, parsed.question)) <= budget)
     if kept >= 0:
-        return Prompt(prompt(kept, parsed.question), (), len(middle) - kept)
+        return Prompt(prompt(kept, parsed.question), "", (), len(middle) - kept)
     tokens, cut = _cut_question(parsed, budget, tokenizer, lambda text: prompt(0, text))
-    return Prompt(tokens, (), len(middle), cut)
+    return Prompt(tokens, "", (), len(middle), cut)
 
 
 def _cut_question(
@@ -235,15 +241,14 @@ def _largest(high: int, fits: Callable[[int], bool]) -> int:
 
 
 def _messages(parsed: LlmInput, passages: Sequence[Passage], question: str) -> list[Message]:
-    if not passages:
-        messages = [{"role": "user", "content": question}]
-        return [_system(parsed.system), *messages] if parsed.system is not None else messages
-    listed = "\n\n".join(f"[{passage.id}] {passage.text.strip()}" for passage in passages)
-    return [
-        _system(parsed.system if parsed.system is not None else SYSTEM),
-        {"role": "user", "content": f"Passages:\n\n{listed}\n\nQuestion: {question}"},
-    ]
-
-
-def _system(text: str) -> Message:
-    return {"role": "system", "content": text}
+    if passages:
+        # Numbers, not ids: a small model copies one digit right, and not "docs/why.md#12".
+        listed = "\n\n".join(
+            f"Passage [{number}]: {passage.text.strip()}"
+            for number, passage in enumerate(passages, 1)
+        )
+        question = f"Context:\n{listed}\n\nQuestion: {question}\n\n{INSTRUCTION}"
+    messages = [{"role": "user", "content": question}]
+    if parsed.system is not None:
+        return [{"role": "system", "content": parsed.system}, *messages]
+    return messages

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import textwrap
 import time
@@ -47,10 +48,8 @@ class FunctionEngine:
         if materials.function is None:
             raise ModelError(f"the function {ref.name!r} did not come with the step")
         sources = list(materials.blobs.values())
-        try:
+        with contextlib.suppress(OSError, TypeError):  # not readable here: a blob may carry it
             sources.insert(0, textwrap.dedent(inspect.getsource(materials.function)).encode())
-        except (OSError, TypeError):
-            pass  # not readable here; a blob may carry it
         for source in sources:
             try:
                 return inline_model(ref, ref.name, source)

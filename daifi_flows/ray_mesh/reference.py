@@ -1,0 +1,171 @@
+"""A verifier's own copy of the models: what :class:`proofs.Reference` asks for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from daifi_flows.cnft import Content, Materials, TaskSpec
+from daifi_flows.errors import DaifiError, EncodingError, EngineError, ModelError
+from daifi_flows.ray_mesh._engines import ENGINES, make_engine
+from daifi_flows.ray_mesh._models import LocalModel, resolve
+from daifi_flows.ray_mesh.engines._embedder import Embedder
+from daifi_flows.ray_mesh.engines._engine import Control, Engine
+from daifi_flows.ray_mesh.engines._llm import LlmShelf, prompt_of, render
+from daifi_flows.settings import Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["EngineReference"]
+
+_LLM = frozenset({"transformers", "vllm"})
+_REEXECUTED = frozenset({"retrieval", "onnx-policy", "function"})
+
+
+class EngineReference:
+    """Re-executes steps with engines and weights of its own, loaded when first needed.
+
+    Made and pickled cheaply: only the arguments travel. Safe to share between threads. A step
+    that vLLM ran is checked by a transformers prefill of the same weights.
+
+    Args:
+        settings: names the embedding model.
+        home: cache folder of this verifier; a verifier shares none with the node it checks.
+    """
+
+    def __init__(self, settings: Settings, home: Path) -> None:
+        self._settings = settings
+        self._home = home
+        self._lock = threading.Lock()
+        self._engines: dict[str, Engine] = {}
+        self._shelf = LlmShelf(home / "models")
+        self._embedder: Embedder | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (EngineReference, (self._settings, self._home))
+
+    def missing(self, spec: TaskSpec, materials: Materials) -> str | None:
+        """Why this spec cannot be re-executed here; ``None`` when it can."""
+        engine = spec.model.engine
+        if engine not in ENGINES:
+            return f"engine {engine!r} is not known here"
+        try:
+            if engine in _LLM:
+                self._llm(spec)
+            else:
+                self._engine(engine).model(spec.model, materials)
+        except DaifiError as error:
+            return str(error)
+        if engine == "retrieval" and not materials.blobs:
+            return "the corpus did not come with the step"
+        return None
+
+    def reexecute(self, spec: TaskSpec, input: Content, materials: Materials) -> Content:
+        """Run a function, retrieval or policy step again.
+
+        Raises:
+            ModelError: the model is not at hand, or running it failed here.
+            EncodingError: the engine does not take this input.
+        """
+        if spec.model.engine not in _REEXECUTED:
+            raise ModelError(f"steps of engine {spec.model.engine!r} are not re-executed exactly")
+        try:
+            engine = self._engine(spec.model.engine)
+            return engine.run(spec, input, materials, Control()).output
+        except EngineError as error:
+            raise EncodingError(f"the step cannot be run again: {error}") from error
+
+    def prompt_tokens(self, spec: TaskSpec, input: Content) -> list[int]:
+        """Prompt of an LLM step, trimmed as a node trims it.
+
+        Raises:
+            ModelError: the model is not at hand.
+            EncodingError: the input is not an LLM step's.
+        """
+        try:
+            return prompt_of(spec, input, self._shelf.tokenizer(self._llm(spec)))[1].tokens
+        except EngineError as error:
+            raise EncodingError(str(error)) from error
+
+    def render_output(
+        self, spec: TaskSpec, input: Content, output_tokens: Sequence[int], salt: bytes
+    ) -> Content:
+        """The output content an honest engine builds from these tokens.
+
+        Raises:
+            ModelError: the model is not at hand.
+            EncodingError: the input is not an LLM step's, or a token is not in the vocabulary.
+        """
+        tokenizer = self._shelf.tokenizer(self._llm(spec))
+        try:
+            parsed, prompt = prompt_of(spec, input, tokenizer)
+            return render(parsed, prompt, output_tokens, tokenizer, salt)
+        except EngineError as error:
+            raise EncodingError(str(error)) from error
+        except (OverflowError, TypeError, ValueError, IndexError) as error:
+            raise EncodingError(f"the tokens cannot be decoded: {error}") from error
+
+    def end_tokens(self, spec: TaskSpec) -> frozenset[int]:
+        """Tokens that end a generation of this model."""
+        return self._shelf.tokenizer(self._llm(spec)).end_tokens
+
+    def prefill(
+        self, spec: TaskSpec, prompt: Sequence[int], output: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Raw logits, ``[len(output), vocab]``, from one pass over prompt and output.
+
+        Raises:
+            ModelError: the model is not at hand, or the tokens are too many for this machine.
+            EncodingError: a token is not in the vocabulary.
+        """
+        return self._shelf.get(self._llm(spec)).prefill(prompt, output)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit-norm sentence embeddings, ``[len(texts), 384]``.
+
+        Raises:
+            ModelError: the embedding model is not at hand.
+        """
+        with self._lock:
+            if self._embedder is None:
+                self._embedder = Embedder(resolve(self._settings.embedding_model, "retrieval"))
+            embedder = self._embedder
+        return embedder.embed(texts)
+
+    def warm(self, spec_model: LocalModel) -> None:
+        """Load a model before it is needed.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        if spec_model.ref.engine in _LLM:
+            self._shelf.get(spec_model)
+        elif spec_model.ref.engine in _REEXECUTED:
+            self._engine(spec_model.ref.engine).load(spec_model)
+
+    def close(self) -> None:
+        """Free all weights. Idempotent; the next use loads them again."""
+        with self._lock:
+            engines, embedder = list(self._engines.values()), self._embedder
+            self._engines.clear()
+            self._embedder = None
+        for engine in engines:
+            engine.close()
+        if embedder is not None:
+            embedder.close()
+        self._shelf.close()
+
+    def _llm(self, spec: TaskSpec) -> LocalModel:
+        if spec.model.engine not in _LLM:
+            raise ModelError(f"engine {spec.model.engine!r} is not a language model's")
+        return resolve(spec.model.name, "transformers", spec.model.precision, spec.model.digest)
+
+    def _engine(self, name: str) -> Engine:
+        with self._lock:
+            if name not in self._engines:
+                self._engines[name] = make_engine(name, self._home, self._settings.embedding_model)
+            return self._engines[name]
