@@ -26,6 +26,7 @@ from daifi_flows.cnft import (
 from daifi_flows.encoding import canonical, decode_canonical, keccak256
 from daifi_flows.errors import EncodingError, KeyError_, TransactionRefused
 from daifi_flows.keys import Account, recover_address
+from daifi_flows.ledger._eip712 import domain_separator, word
 
 __all__ = [
     "MAX_TX_BYTES",
@@ -48,31 +49,6 @@ __all__ = [
 
 MAX_TX_BYTES: Final = 64 * 1024
 """Largest transaction parsed from a stranger."""
-_DOMAIN_TYPE: Final = b"EIP712Domain(string name,string version,bytes32 salt)"
-
-
-@lru_cache(maxsize=64)
-def _domain_separator(ledger_id: bytes) -> bytes:
-    return keccak256(keccak256(_DOMAIN_TYPE) + keccak256(b"daifi") + keccak256(b"1") + ledger_id)
-
-
-def _word(kind: str, value: Any) -> bytes:
-    """One 32-byte word of EIP-712's encodeData."""
-    match kind:
-        case "address":
-            return bytes(12) + bytes.fromhex(value[2:])
-        case "uint64" | "uint256":
-            return int(value).to_bytes(32, "big")
-        case "bytes32":
-            return bytes(value)
-        case "bytes":
-            return keccak256(bytes(value))
-        case "string":
-            return keccak256(str(value).encode())
-        case "string[]":
-            return keccak256(b"".join(keccak256(item.encode()) for item in value))
-        case _:
-            raise AssertionError(f"no encoding for EIP-712 type {kind}")
 
 
 class Transaction(Noun):
@@ -101,7 +77,7 @@ class Transaction(Noun):
         return keccak256(
             self.kind.encode()
             + b"".join(
-                _word(kind, value)
+                word(kind, value)
                 for (kind, _), value in zip(self.fields, self.values(), strict=True)
             )
         )
@@ -114,11 +90,11 @@ class Transaction(Noun):
 
     def digest(self, ledger_id: bytes) -> bytes:
         """What the sender signs, and the transaction's id: 32 bytes (EIP-712 final hash)."""
-        words = [_type_hash(type(self)), _word("address", self.sender), _word("uint64", self.nonce)]
+        words = [_type_hash(type(self)), word("address", self.sender), word("uint64", self.nonce)]
         words += [
-            _word(kind, value) for (kind, _), value in zip(self.fields, self.values(), strict=True)
+            word(kind, value) for (kind, _), value in zip(self.fields, self.values(), strict=True)
         ]
-        return keccak256(b"\x19\x01" + _domain_separator(ledger_id) + keccak256(b"".join(words)))
+        return keccak256(b"\x19\x01" + domain_separator(ledger_id) + keccak256(b"".join(words)))
 
     def typed_data(self, ledger_id: bytes) -> dict[str, Any]:
         """The same as an ``eth_signTypedData_v4`` message, for wallets."""
