@@ -8,9 +8,10 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from daifi_flows._home import Home, take_home, write_atomic, write_committee
@@ -23,6 +24,7 @@ from daifi_flows.settings import DAI, Settings
 
 if TYPE_CHECKING:
     from daifi_flows.judges.actor import CommitteeClient
+    from daifi_flows.ray_mesh import NodeConfig
     from daifi_flows.ray_mesh.actor import Mesh
 
 __all__ = ["Parts", "bring_up"]
@@ -70,7 +72,8 @@ def bring_up(
         genesis = _genesis(home, settings, committee)
         write_committee(home.root / "committee.json", committee)
 
-        _start_ray(settings, address, stack)
+        namespace = f"daifi-{secrets.token_hex(4)}"
+        _start_ray(settings, address, namespace, stack)
         pin = _pin_here()
         from daifi_flows.judges.actor import CommitteeClient, RayCertifier, start_seat_hosts
         from daifi_flows.ledger.actor import RayLedger
@@ -81,7 +84,7 @@ def bring_up(
         hosts = start_seat_hosts(
             committee,
             home.keys / "seats",
-            reference_factory=functools.partial(EngineReference, settings, home.root / "seats"),
+            reference_factory=functools.partial(EngineReference, settings, home.cache / "seats"),
             validator_factory=functools.partial(Replica, genesis),
             workdir=home.root / "seats",
             hosts=settings.seat_hosts,
@@ -93,17 +96,15 @@ def bring_up(
         )
         stack.callback(lambda: run_sync(ledger.close()))
         buyer = Account.load(home.keys / "buyer")
-        mesh = Mesh.start(
-            settings,
-            home.root / "node",
-            accounts=[Account.load(home.keys / f"node-{i}") for i in range(settings.nodes)],
-            dishonest=dishonest,
+        configs = _node_configs(home, settings, dishonest)
+        mesh = run_sync(
+            Mesh.start(configs, namespace=namespace, timeout_s=settings.start_timeout_s)
         )
-        stack.callback(mesh.close)
+        stack.callback(lambda: run_sync(mesh.close()))
         for host in hosts:
             host.warm.remote()  # models load while the first step is on its way
-        run_sync(_register(mesh, ledger, home, settings))
-        prepare("nodes are registered and staked; engines are loading in the background…")
+        run_sync(_register(configs, ledger, home, settings))
+        prepare("nodes are registered and staked; models are loading in the background…")
         return Parts(
             home=home,
             buyer=buyer,
@@ -111,7 +112,7 @@ def bring_up(
             committee=CommitteeClient(hosts, committee, timeout_s=settings.review_timeout_s),
             settlement=ledger,
             mesh=mesh,
-            node_count=settings.nodes + (dishonest is not None),
+            node_count=len(configs),
             _stack=stack.pop_all(),
         )
 
@@ -152,10 +153,55 @@ def _genesis(home: Home, settings: Settings, committee: Committee) -> Genesis:
     return genesis
 
 
-async def _register(mesh: Mesh, ledger: Any, home: Home, settings: Settings) -> None:
+def _node_configs(home: Home, settings: Settings, dishonest: str | None) -> list[NodeConfig]:
+    """This machine's nodes: the honest ones, and on demand a cheat that undercuts them."""
+    from daifi_flows.fabric import resolve_llm
+    from daifi_flows.ray_mesh import NodeConfig, resolve
+
+    engines = ["transformers", "retrieval", "onnx-policy", "function"]
+    if find_spec("vllm") is not None:
+        engines.append("vllm")
+    llm = resolve_llm(settings, None, None)
+    warm = (resolve(settings.embedding_model, "retrieval").ref, llm)
+    nodes = [
+        NodeConfig(
+            name=f"node-{number}",
+            secret=Account.load(home.keys / f"node-{number}").secret,
+            home=home.cache / "node",
+            price_wei=settings.price_wei,
+            engines=tuple(engines),
+            embedding_model=settings.embedding_model,
+            warm=warm,
+            cpus=0,
+        )
+        for number in range(settings.nodes)
+    ]
+    if dishonest is not None:
+        if llm.engine != "transformers":
+            raise ConfigError("dishonest nodes cheat on the transformers engine: choose that one")
+        nodes.append(
+            NodeConfig(
+                name=f"cheat-{dishonest}",
+                secret=Account.create().secret,  # nobody knows it yet: no reputation to lose
+                home=home.cache / "node",
+                price_wei=settings.price_wei // 10,
+                engines=("transformers",),
+                embedding_model=settings.embedding_model,
+                behaviour=dishonest,
+                warm=(llm,),
+                cpus=0,
+            )
+        )
+    return nodes
+
+
+async def _register(
+    configs: Sequence[NodeConfig], ledger: Settlement, home: Home, settings: Settings
+) -> None:
     """Stake and register each of our nodes, once; the operator account pays."""
     operator = Account.load(home.keys / "operator")
-    for info, account in await mesh.own_nodes():
+    for config in configs:
+        account, info = Account(config.secret), config.info
         record = await ledger.account(account.address)
         missing = settings.node_stake_wei - record.stake_wei
         if missing > 0:
@@ -182,7 +228,9 @@ def _environment(**values: str) -> Generator[None]:
             os.environ.pop(key, None)
 
 
-def _start_ray(settings: Settings, address: str | None, stack: ExitStack) -> None:
+def _start_ray(
+    settings: Settings, address: str | None, namespace: str, stack: ExitStack
+) -> None:
     import ray
 
     if ray.is_initialized():
@@ -190,7 +238,7 @@ def _start_ray(settings: Settings, address: str | None, stack: ExitStack) -> Non
     if address is not None and address != "auto":
         _must_answer(address)
     options: dict[str, Any] = {
-        "namespace": f"daifi-{secrets.token_hex(4)}",
+        "namespace": namespace,
         "log_to_driver": logger.isEnabledFor(logging.INFO),
         "logging_level": logging.WARNING,
         "configure_logging": False,

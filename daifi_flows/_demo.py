@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -68,9 +69,7 @@ def run_demo(settings: Settings, options: DemoOptions, *, quiet: bool = False) -
     with Progress() as progress:
         progress.prepare("starting Prefect and Ray…")
         prefect = start_prefect()
-        with Fabric.local(
-            settings, dishonest=options.dishonest, observer=progress, prepare=progress.prepare
-        ) as fabric:
+        with _open(settings, options, progress) as fabric:
             prefect.result()
             progress.prepare(fabric.describe())
             run_id, steps = asyncio.run(_flow(options))
@@ -82,6 +81,16 @@ def run_demo(settings: Settings, options: DemoOptions, *, quiet: bool = False) -
         paths = " ".join(str(step.bundle) for step in steps)
         print(f"\nCheck them yourself:  daifi verify {paths}")
     return result
+
+
+def _open(settings: Settings, options: DemoOptions, progress: Progress) -> Fabric:
+    if settings.address is None:
+        start = Fabric.local
+    else:
+        start = functools.partial(Fabric.connect, settings.address)
+    return start(
+        settings, dishonest=options.dishonest, observer=progress, prepare=progress.prepare
+    )
 
 
 async def _flow(options: DemoOptions) -> tuple[str, list[ComputeNFT]]:

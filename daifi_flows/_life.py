@@ -42,6 +42,7 @@ from daifi_flows.errors import (
     EncodingError,
     EngineError,
     MeshError,
+    ModelError,
     NodeLost,
     ProofError,
     StepFailed,
@@ -64,7 +65,7 @@ MAX_DISCLOSED_BYTES: Final = 2 * 1024 * 1024
 
 _MAX_RETRIES: Final = 64
 
-_RETRYABLE: Final = (NodeLost, EngineError, ProofError, EncodingError)
+_RETRYABLE: Final = (NodeLost, EngineError, ModelError, ProofError, EncodingError)
 """Failures of one node, not of the task: the step is rerouted."""
 
 
@@ -345,6 +346,8 @@ class _Step:
                 log_context=self.request.log_context,
             )
             self._time("execute", started)
+            if result.output.cid != result.proof.statement.output_cid:
+                raise EngineError("the output is not the one the node signed")
             await settlement.commit(self.task_id, result.proof.header, result.proof.cid, buyer)
         except (*_RETRYABLE, TransactionRefused) as error:
             self._time("execute", started)
