@@ -72,7 +72,7 @@ class ZkScheme:
 
     Cost (two cores; 4 tools, then 64): compiling once 0.3 s, 1.6 s; proving 0.3 s, 1.7 s; payload
     3.0 kB, 21 kB; verifying 0.07 s, 0.09 s, process start included. The node alone pays for the
-    proving; memory stays under 1 GB.
+    proving, in less than 100 MB of memory.
 
     Does not prove: that the node computed the embedding itself; anything about a tool's effects.
     Nothing is hidden: the vector is in the payload, and an embedding tells much about its text. A
