@@ -254,13 +254,14 @@ def parse_reply(data: Any, node: str) -> NodeResult:
 def step_log(context: Mapping[str, Any] | None) -> Generator[Callable[[str], None]]:
     """Where a step's progress goes: the Prefect task run of ``context``, or this process's log.
 
-    Logging is never a reason for a step to fail: a context that cannot be used is left aside.
+    Logging is never a reason for a step to fail: a context that cannot be used is left aside. So
+    is one without the address of a Prefect server, for which Prefect would start a server here.
     """
 
     def plain(message: str) -> None:
         logger.info("%s", message)
 
-    if not context:
+    if not context or not _api_url(context):
         yield plain
         return
     try:
@@ -278,3 +279,10 @@ def step_log(context: Mapping[str, Any] | None) -> Generator[Callable[[str], Non
         yield lambda message: run_logger.info("%s", message)
     finally:
         entered.__exit__(None, None, None)
+
+
+def _api_url(context: Mapping[str, Any]) -> str | None:
+    value: Any = context
+    for key in ("settings_context", "settings", "api", "url"):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, str) and value else None

@@ -425,7 +425,7 @@ def _failure(kind: str) -> type[DaifiError]:
 
 def _line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, RayTaskError):
+    if isinstance(error, RayTaskError) or _is_final(error):  # the cause is the last line
         return lines[-1] if lines else type(error).__name__
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
