@@ -31,9 +31,15 @@ __all__ = ["Parts", "bring_up"]
 
 logger = logging.getLogger(__name__)
 
+def wall_clock_ms() -> int:
+    """Unix milliseconds: seats refuse blocks from the future by it."""
+    return time.time_ns() // 1_000_000
+
+
 OPERATOR_FUNDS_WEI: Final = 1_000_000 * DAI
 """Genesis balance of the local operator, who stakes for this machine's nodes."""
 
+_SEATS: Final = "daifi-seats"
 _OBJECT_STORE_BYTES: Final = 512 * 1024 * 1024
 
 
@@ -75,7 +81,12 @@ def bring_up(
         namespace = f"daifi-{secrets.token_hex(4)}"
         _start_ray(settings, address, namespace, stack)
         pin = _pin_here()
-        from daifi_flows.judges.actor import CommitteeClient, RayCertifier, start_seat_hosts
+        from daifi_flows.judges.actor import (
+            CommitteeClient,
+            RayCertifier,
+            named_hosts,
+            start_seat_hosts,
+        )
         from daifi_flows.ledger.actor import RayLedger
         from daifi_flows.ray_mesh import EngineReference
         from daifi_flows.ray_mesh.actor import Mesh
@@ -85,14 +96,17 @@ def bring_up(
             committee,
             home.keys / "seats",
             reference_factory=functools.partial(EngineReference, settings, home.cache / "seats"),
-            validator_factory=functools.partial(Replica, genesis),
+            validator_factory=functools.partial(Replica, genesis, clock=wall_clock_ms),
             workdir=home.root / "seats",
             hosts=settings.seat_hosts,
+            name=_SEATS,
+            namespace=namespace,
             resources=pin,
         )
         stack.callback(_kill, hosts)
+        find = functools.partial(named_hosts, _SEATS, namespace, settings.seat_hosts)
         ledger = RayLedger.start(
-            home.ledger, genesis, RayCertifier(hosts, committee), resources=pin
+            home.ledger, genesis, RayCertifier(find, committee), resources=pin
         )
         stack.callback(lambda: run_sync(ledger.close()))
         buyer = Account.load(home.keys / "buyer")
@@ -140,7 +154,7 @@ def _genesis(home: Home, settings: Settings, committee: Committee) -> Genesis:
         return genesis
     genesis = Genesis.create(
         salt=secrets.token_bytes(32),
-        timestamp_ms=time.time_ns() // 1_000_000,
+        timestamp_ms=wall_clock_ms(),
         allocations=[
             (Account.load(home.keys / "buyer").address, settings.buyer_funds_wei),
             (Account.load(home.keys / "operator").address, OPERATOR_FUNDS_WEI),
@@ -159,7 +173,7 @@ def _node_configs(home: Home, settings: Settings, dishonest: str | None) -> list
     from daifi_flows.ray_mesh import NodeConfig, resolve
 
     engines = ["transformers", "retrieval", "onnx-policy", "function"]
-    if find_spec("vllm") is not None:
+    if find_spec("vllm") and find_spec("daifi_flows.ray_mesh.engines.vllm"):
         engines.append("vllm")
     llm = resolve_llm(settings, None, None)
     warm = (resolve(settings.embedding_model, "retrieval").ref, llm)
@@ -240,7 +254,7 @@ def _start_ray(
     options: dict[str, Any] = {
         "namespace": namespace,
         "log_to_driver": logger.isEnabledFor(logging.INFO),
-        "logging_level": logging.WARNING,
+        "logging_level": logging.ERROR,
         "configure_logging": False,
     }
     if address is None:

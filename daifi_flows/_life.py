@@ -77,6 +77,7 @@ class Draft(Noun):
     output: Content
     output_file: bytes
     manifest_file: bytes
+    proof_bytes: int
     proof_file: bytes
 
 
@@ -440,13 +441,11 @@ class _Step:
     def _draft(self, result: NodeResult, attestation: Attestation) -> Draft:
         blobs = tuple(self.request.materials.blobs.values())
         disclosed = () if sum(map(len, blobs)) > MAX_DISCLOSED_BYTES else blobs
-        envelope = ProofFile(
-            proof=result.proof,
-            input=None if self.request.encrypt else self.input,
-            blobs=() if self.request.encrypt else disclosed,
-        )
-        plain = result.output.canonical()
-        sealed = seal_box(self.life.buyer.box_public, plain) if self.request.encrypt else plain
+        envelope = ProofFile(proof=result.proof, input=self.input, blobs=disclosed)
+        output_file, proof_file = result.output.canonical(), envelope.canonical()
+        if self.request.encrypt:
+            output_file = seal_box(self.life.buyer.box_public, output_file)
+            proof_file = seal_box(self.life.buyer.box_public, proof_file)
         manifest = manifest_bytes(result.manifest)
         core = CoreMetadata(
             name=self.request.name,
@@ -456,17 +455,19 @@ class _Step:
             timestamp_ms=self.life.clock_ms(),
             output_cid=result.output.cid,
             output_encryption="x25519-sealed-box" if self.request.encrypt else "none",
-            output_file_cid=cid_of(sealed),
+            output_file_cid=cid_of(output_file),
             proof_cid=result.proof.cid,
+            proof_file_cid=cid_of(proof_file),
             manifest_cid=cid_of(manifest),
         )
         return Draft(
             core=core,
             attestation=attestation,
             output=result.output,
-            output_file=sealed,
+            output_file=output_file,
             manifest_file=manifest,
-            proof_file=envelope.canonical(),
+            proof_bytes=len(result.proof.canonical()),
+            proof_file=proof_file,
         )
 
     # Once it is accepted
@@ -495,7 +496,7 @@ class _Step:
                 receipt=receipt,
                 effect=effect,
             ),
-            ProofFile.from_canonical(draft.proof_file),
+            draft.proof_file,
             draft.output_file,
             draft.manifest_file,
         )
@@ -518,7 +519,7 @@ class _Step:
             receipt=receipt,
             bundle=directory,
             bundle_cid=bundle.cid,
-            proof_bytes=len(bundle.proof.proof.canonical()),
+            proof_bytes=draft.proof_bytes,
             effect=None if effect is None else json.loads(effect.value_json),
             timings_ms=dict(self.timings),
             attempts=tuple(item.as_dict() for item in self.tries),

@@ -3,7 +3,8 @@
 ``metadata.json``
     What was asked, spent and decided, with the committee's attestation and the ledger's receipt.
 ``zk_proof.bin``
-    The proof envelope: the node's signed proof, and unless private the input it is about.
+    The proof envelope: the node's signed proof, the input it is about, and small materials.
+    Sealed to the buyer together with the output, because transcripts show the output.
 ``output_tensor``
     The salted output, sealed to the buyer when asked.
 ``model_attestation``
@@ -198,18 +199,17 @@ class Bundle:
     def build(
         cls,
         metadata: Metadata,
-        proof: ProofFile,
+        proof_file: bytes,
         output_file: bytes,
         manifest_file: bytes,
     ) -> Bundle:
-        """Lay out a bundle. ``output_file`` and ``manifest_file`` are the bytes whose CIDs
-        ``metadata.core`` names (see :func:`manifest_bytes`)."""
+        """Lay out a bundle from the files whose CIDs ``metadata.core`` names."""
         return cls(
             {
                 "metadata.json": canonical_json(metadata.jsonable()),
                 "model_attestation": manifest_file,
                 "output_tensor": output_file,
-                "zk_proof.bin": proof.canonical(),
+                "zk_proof.bin": proof_file,
             }
         )
 
@@ -233,15 +233,15 @@ class Bundle:
             raise BundleError(f"bundle format {noun.format!r} is not known; expected 1")
         return noun
 
-    @cached_property
-    def proof(self) -> ProofFile:
-        """Parsed ``zk_proof.bin``.
+    def proof(self, plaintext: bytes | None = None) -> ProofFile:
+        """Parsed ``zk_proof.bin``; ``plaintext`` is the opened box when it was sealed.
 
         Raises:
             BundleError: not canonical, or not a proof envelope.
         """
+        data = self.files["zk_proof.bin"] if plaintext is None else plaintext
         try:
-            return ProofFile.from_canonical(self.files["zk_proof.bin"], max_bytes=MAX_FILE_BYTES)
+            return ProofFile.from_canonical(data, max_bytes=MAX_FILE_BYTES)
         except EncodingError as error:
             raise BundleError(f"zk_proof.bin is damaged: {error}") from error
 

@@ -54,14 +54,17 @@ def main() -> None:
 
 def _quiet(debug: bool) -> None:
     """Keep library chatter off the terminal (a Prefect server still gets its logs)."""
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     if debug:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr)
         return
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
+    console = logging.StreamHandler(sys.stderr)
+    console.setLevel(logging.ERROR)
+    logging.getLogger().addHandler(console)
+    logging.getLogger("ray").setLevel(logging.ERROR)
 
 
 @app.command()

@@ -733,9 +733,10 @@ class CoreMetadata(Noun):
     timestamp_ms: Uint
     output_cid: Cid
     output_encryption: Label
-    """``none`` or ``x25519-sealed-box``."""
+    """``none``, or ``x25519-sealed-box``: output and proof envelope are sealed to the buyer."""
     output_file_cid: Cid
     proof_cid: Cid
+    proof_file_cid: Cid
     manifest_cid: Cid
 
     @property

@@ -10,9 +10,10 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 
-from daifi_flows.bundle import Bundle, Effect
+from daifi_flows.bundle import Bundle, Effect, ProofFile
 from daifi_flows.cnft import (
     Attestation,
     Committee,
@@ -118,7 +119,7 @@ def verify_receipt(receipt: Receipt, committee: Committee) -> None:
         raise EncodingError("the receipt is not under the block's receipt root")
     seats = committee.signers(receipt.certificate.signers)
     if len(seats) < committee.quorum:
-        raise EncodingError(f"{len(seats)} seats certified the block; 14 of 21 are needed")
+        raise EncodingError(f"{len(seats)} seats certified the block; {committee.quorum} are needed")
     message = QuorumCertificate.message(header.digest)
     if not verify_bls_aggregate(
         [seat.public for seat in seats], message, receipt.certificate.signature
@@ -162,46 +163,66 @@ class _Auditor:
         return self.bundle.metadata.core.spec
 
     def format(self) -> str:
-        _ = self.bundle.metadata, self.bundle.proof, self.bundle.manifest
-        if self.bundle.metadata.core.output_encryption == "none":
-            self.bundle.output()
+        _ = self.bundle.metadata, self.bundle.manifest
+        encryption = self.bundle.metadata.core.output_encryption
+        _require(
+            encryption in ("none", "x25519-sealed-box"), f"encryption {encryption!r} is not known"
+        )
+        if not self.sealed:
+            _ = self.bundle.output(), self.bundle.proof()
         return "four files in their one canonical spelling"
 
-    def _output(self) -> Content | None:
-        encryption = self.bundle.metadata.core.output_encryption
-        if encryption == "none":
-            return self.bundle.output()
-        _require(encryption == "x25519-sealed-box", f"encryption {encryption!r} is not known")
-        if self.reader is None:
+    @property
+    def sealed(self) -> bool:
+        """Whether output and proof are closed to this auditor."""
+        return self.bundle.metadata.core.output_encryption != "none" and self.reader is None
+
+    def _open(self, name: str) -> bytes | None:
+        """The plaintext of a sealed file; ``None`` when the file is not sealed."""
+        if self.bundle.metadata.core.output_encryption == "none":
             return None
-        return self.bundle.output(open_box(self.reader, self.bundle.files["output_tensor"]))
+        if self.reader is None:
+            raise _NotMade("output and proof are sealed to the buyer: give --key FILE")
+        return open_box(self.reader, self.bundle.files[name])
+
+    def _output(self) -> Content:
+        return self.bundle.output(self._open("output_tensor"))
+
+    @cached_property
+    def envelope(self) -> ProofFile:
+        """The proof envelope, opened."""
+        return self.bundle.proof(self._open("zk_proof.bin"))
 
     def content_ids(self) -> str:
-        core, proof = self.bundle.metadata.core, self.bundle.proof
-        statement = proof.proof.statement
-        _require(
-            cid_of(self.bundle.files["output_tensor"]) == core.output_file_cid,
-            "output_tensor is not the file the metadata names",
-        )
-        _require(
-            cid_of(self.bundle.files["model_attestation"]) == core.manifest_cid,
-            "model_attestation is not the file the metadata names",
-        )
-        _require(proof.proof.cid == core.proof_cid, "the proof is not the one the metadata names")
+        core = self.bundle.metadata.core
+        for name, cid in (
+            ("output_tensor", core.output_file_cid),
+            ("zk_proof.bin", core.proof_file_cid),
+            ("model_attestation", core.manifest_cid),
+        ):
+            _require(
+                cid_of(self.bundle.files[name]) == cid, f"{name} is not the file the metadata names"
+            )
+        if self.sealed:
+            return f"bundle {self.bundle.cid}; what is sealed was not opened"
+        proof, statement = self.envelope.proof, self.envelope.proof.statement
+        _require(proof.cid == core.proof_cid, "the proof is not the one the metadata names")
         _require(statement.task_id == self.spec.task_id, "the proof is about another task")
         _require(statement.usage == core.usage, "usage differs from what the node signed")
         _require(statement.input_cid == self.spec.input_cid, "the proof is about another input")
         _require(statement.output_cid == core.output_cid, "the proof is about another output")
-        if proof.input is not None:
-            _require(proof.input.cid == self.spec.input_cid, "the input is not the committed one")
-        output = self._output()
-        if output is None:
-            return f"bundle {self.bundle.cid}; the output is sealed, its commitment is not opened"
-        _require(output.cid == core.output_cid, "the output is not the committed one")
+        _require(
+            statement.model_digest == self.spec.model.digest, "the proof is about another model"
+        )
+        if self.envelope.input is not None:
+            _require(
+                self.envelope.input.cid == self.spec.input_cid, "the input is not the committed one"
+            )
+        _require(self._output().cid == core.output_cid, "the output is not the committed one")
         return f"bundle {self.bundle.cid}"
 
     def node_signature(self) -> str:
-        header = self.bundle.proof.proof.header
+        header = self.envelope.proof.header
         node = recover_address(header.digest(), header.signature)
         _require(node == header.node, "the proof was signed by another key than its node's")
         _require(node == self.bundle.metadata.core.node, "the metadata names another node")
@@ -213,10 +234,6 @@ class _Auditor:
         _require(
             model_digest(manifest.files) == self.spec.model.digest,
             "the manifest's files do not give the model's digest",
-        )
-        _require(
-            self.bundle.proof.proof.statement.model_digest == self.spec.model.digest,
-            "the proof is about another model",
         )
         signer = recover_address(manifest.digest(), manifest.signature)
         _require(signer == manifest.signer, "the manifest's signature is not its signer's")
@@ -288,7 +305,7 @@ class _Auditor:
 
     def materials(self) -> str:
         """Every blob must be named by the input or the manifest: no unsigned byte in a bundle."""
-        proof = self.bundle.proof
+        proof = self.envelope
         named = proof.input.data.decode("utf-8", "replace") if proof.input else ""
         hashes = {file.sha256 for file in self.bundle.manifest.files}
         for blob in proof.blobs:
@@ -300,7 +317,7 @@ class _Auditor:
         return f"{len(proof.blobs)} in the bundle" if proof.blobs else "none in the bundle"
 
     def proof(self) -> str:
-        envelope = self.bundle.proof
+        envelope = self.envelope
         blobs = {cid_of(blob): blob for blob in envelope.blobs} | dict(self.extra.blobs)
         verdict = verify_proof(
             self.spec,

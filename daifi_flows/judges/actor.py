@@ -28,7 +28,7 @@ from daifi_flows.judges._office import BlockValidator, SeatOffice
 from daifi_flows.judges._report import ReviewReport
 from daifi_flows.proofs import Reference
 
-__all__ = ["CommitteeClient", "RayCertifier", "SeatHost", "start_seat_hosts"]
+__all__ = ["CommitteeClient", "RayCertifier", "SeatHost", "named_hosts", "start_seat_hosts"]
 
 T = TypeVar("T")
 
@@ -169,6 +169,20 @@ def start_seat_hosts(
     return started
 
 
+def named_hosts(prefix: str, namespace: str, hosts: int) -> list[ActorHandle[Any]]:
+    """The seat hosts started under this name prefix.
+
+    Raises:
+        CommitteeError: one of them does not exist.
+    """
+    try:
+        return [
+            ray.get_actor(f"{prefix}-{number}", namespace=namespace) for number in range(hosts)
+        ]
+    except ValueError as error:
+        raise CommitteeError(f"a seat host is not running: {error}") from error
+
+
 class RaySeats:
     """Transport to one seat host actor: Ray's errors become this package's."""
 
@@ -258,17 +272,23 @@ class RayCertifier:
     """Satisfies the ledger's ``Certifier`` protocol with seat host actors; crosses Ray itself.
 
     Args:
-        hosts: seat host actors.
+        hosts: seat host actors, or what finds them when first needed (see :func:`named_hosts`):
+            a restarted ledger actor must not depend on handles its first driver held.
         committee: whose seats they hold.
         timeout_s: for one block, restarts of hosts and their catching up included.
     """
 
     def __init__(
-        self, hosts: Sequence[ActorHandle[Any]], committee: Committee, *, timeout_s: float = 60.0
+        self,
+        hosts: Sequence[ActorHandle[Any]] | Callable[[], Sequence[ActorHandle[Any]]],
+        committee: Committee,
+        *,
+        timeout_s: float = 60.0,
     ) -> None:
-        self._certifier = BlockCertifier(
-            [RaySeats(host) for host in hosts], committee, timeout_s=timeout_s
-        )
+        self._hosts = hosts
+        self._committee = committee
+        self._timeout_s = timeout_s
+        self._certifier: BlockCertifier | None = None
 
     async def certify(
         self,
@@ -277,4 +297,9 @@ class RayCertifier:
         history: Callable[[int], Awaitable[Sequence[bytes]]],
     ) -> Sequence[tuple[int, bytes]]:
         """Partial signatures over the block's hash; see :class:`BlockCertifier`."""
+        if self._certifier is None:
+            hosts = self._hosts() if callable(self._hosts) else self._hosts
+            self._certifier = BlockCertifier(
+                [RaySeats(host) for host in hosts], self._committee, timeout_s=self._timeout_s
+            )
         return await self._certifier.certify(header, block, history)
