@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -22,6 +23,7 @@ from daifi_flows.ray_mesh._models import LocalModel
 __all__ = [
     "PRECISIONS",
     "HfTokenizer",
+    "count_parameters",
     "hf_folder",
     "load_causal",
     "load_tokenizer",
@@ -150,6 +152,25 @@ def _convert(model: LocalModel, target: Path) -> None:
         raise ModelError(f"GGUF file {file.name} cannot be read as a model: {error}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def count_parameters(folder: Path) -> int:
+    """How many weights the folder's safetensors hold, from their headers alone.
+
+    Raises:
+        ModelError: a file is not safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(str(file), framework="np") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                    total += math.prod(tensors.get_slice(name).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file.name} is not a safetensors file: {error}") from error
+    return total
 
 
 def load_causal(folder: Path, precision: str) -> Any:
