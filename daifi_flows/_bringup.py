@@ -267,9 +267,12 @@ def _start_ray(
     else:
         options["address"] = address
     try:
-        # Ray would give actors that reserve no CPU one thread; engines here share the machine.
+        # Ray would give actors that reserve no CPU one thread; engines here share the machine. And
+        # OpenMP's spinning threads starve each other on busy cores: with both of two cores taken,
+        # 48 tokens took over 100 s spinning and 6 s waiting passively.
         with _environment(
             OMP_NUM_THREADS=str(os.cpu_count() or 1),
+            OMP_WAIT_POLICY="PASSIVE",
             TOKENIZERS_PARALLELISM="false",
             RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
         ):

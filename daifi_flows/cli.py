@@ -55,6 +55,7 @@ def main() -> None:
 def _quiet(debug: bool) -> None:
     """Keep library chatter off the terminal (a Prefect server still gets its logs)."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see _bringup: spinning starves engines
     if debug:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr)
         return

@@ -46,6 +46,7 @@ class NodeActor:
     def __init__(self, config: NodeConfig) -> None:
         # Ray gives workers one OpenMP thread per requested CPU; torch is not imported yet.
         os.environ["OMP_NUM_THREADS"] = str(config.threads or os.cpu_count() or 1)
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning starves busy machines
         self._service = NodeService(config)
         self._pool = ThreadPoolExecutor(_STEPS, thread_name_prefix="daifi-step")
         if config.warm:
