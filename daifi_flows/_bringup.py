@@ -62,7 +62,10 @@ class Parts:
 
 
 def bring_up(
-    settings: Settings, address: str | None, dishonest: str | None, prepare: Callable[[str], None]
+    settings: Settings,
+    address: str | None,
+    dishonest: Sequence[str],
+    prepare: Callable[[str], None],
 ) -> Parts:
     """Start Ray (or join it), then seats, ledger and nodes; register and stake the nodes.
 
@@ -167,8 +170,8 @@ def _genesis(home: Home, settings: Settings, committee: Committee) -> Genesis:
     return genesis
 
 
-def _node_configs(home: Home, settings: Settings, dishonest: str | None) -> list[NodeConfig]:
-    """This machine's nodes: the honest ones, and on demand a cheat that undercuts them."""
+def _node_configs(home: Home, settings: Settings, dishonest: Sequence[str]) -> list[NodeConfig]:
+    """This machine's nodes: the honest ones, and on demand cheats that undercut them."""
     from daifi_flows.fabric import resolve_llm
     from daifi_flows.ray_mesh import NodeConfig, resolve
 
@@ -190,18 +193,18 @@ def _node_configs(home: Home, settings: Settings, dishonest: str | None) -> list
         )
         for number in range(settings.nodes)
     ]
-    if dishonest is not None:
-        if llm.engine != "transformers":
-            raise ConfigError("dishonest nodes cheat on the transformers engine: choose that one")
+    if dishonest and llm.engine != "transformers":
+        raise ConfigError("dishonest nodes cheat on the transformers engine: choose that one")
+    for kind in dishonest:
         nodes.append(
             NodeConfig(
-                name=f"cheat-{dishonest}",
+                name=f"cheat-{kind}",
                 secret=Account.create().secret,  # nobody knows it yet: no reputation to lose
                 home=home.cache / "node",
                 price_wei=settings.price_wei // 10,
                 engines=("transformers",),
                 embedding_model=settings.embedding_model,
-                behaviour=dishonest,
+                behaviour=kind,
                 warm=(llm,),
                 cpus=0,
             )

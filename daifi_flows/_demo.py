@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,14 +16,15 @@ from daifi_flows._terminal import Progress, paid_wei, print_results
 from daifi_flows.cnft import Committee, ComputeNFT
 from daifi_flows.corpus import Corpus
 from daifi_flows.errors import ConfigError
-from daifi_flows.fabric import Fabric
+from daifi_flows.fabric import Fabric, resolve_llm
+from daifi_flows.ray_mesh import Dishonesty
 from daifi_flows.settings import Settings
 from daifi_flows.tasks import load_flow, start_prefect
 from daifi_flows.tasks._shipped import shipped
 
 __all__ = ["DISHONEST", "DemoOptions", "run_demo"]
 
-DISHONEST: Final = ("quantized", "wrong-model", "tampered-output", "replayed-proof")
+DISHONEST: Final = tuple(kind.value for kind in Dishonesty)
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class DemoOptions:
     question: str
     corpus: Path | None
     out: Path
-    dishonest: str | None = None
+    dishonest: tuple[str, ...] = ()
     encrypt: bool = False
 
 
@@ -40,11 +42,15 @@ def _check(settings: Settings, options: DemoOptions) -> None:
     """Refuse bad input before anything is started or paid."""
     if not options.question.strip():
         raise ConfigError("the question is empty: ask something, such as `daifi demo 'Who pays?'`")
-    if options.dishonest is not None and options.dishonest not in DISHONEST:
-        raise ConfigError(
-            f"--dishonest {options.dishonest!r} is unknown: use one of {', '.join(DISHONEST)}"
-        )
+    for kind in options.dishonest:
+        if kind not in DISHONEST:
+            raise ConfigError(
+                f"--dishonest {kind!r} is unknown: use one of {', '.join(DISHONEST)}"
+            )
     Corpus.from_folder(options.corpus if options.corpus is not None else shipped("docs"))
+    ref = resolve_llm(settings, None, None)
+    if ref.engine == "vllm" and settings.address is None and find_spec("vllm") is None:
+        raise ConfigError("vLLM is not in this environment: run `make vllm`, or use transformers")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-DEFAULT_QUESTION = "What happens to a node that cheats?"
+DEFAULT_QUESTION = "How do the seats vote?"
 
 app = typer.Typer(
     name="daifi",
@@ -82,9 +82,10 @@ def demo(
         str | None, typer.Option(help="Digest (0x…) the model's files must have.")
     ] = None,
     dishonest: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Add a cheating node: quantized, wrong-model, tampered-output, replayed-proof."
+            help="Add a cheating node: quantized, wrong-model, tampered-output, replayed-proof. "
+            "May be repeated."
         ),
     ] = None,
     encrypt: Annotated[bool, typer.Option(help="Seal outputs to the buyer's key.")] = False,
@@ -103,7 +104,11 @@ def demo(
     from daifi_flows._demo import DemoOptions, run_demo
 
     options = DemoOptions(
-        question=question, corpus=corpus, out=out, dishonest=dishonest, encrypt=encrypt
+        question=question,
+        corpus=corpus,
+        out=out,
+        dishonest=tuple(dict.fromkeys(dishonest or ())),
+        encrypt=encrypt,
     )
     result = run_demo(settings, options, quiet=json_output)
     if json_output:

@@ -98,7 +98,7 @@ class Fabric:
         cls,
         settings: Settings | None = None,
         *,
-        dishonest: str | None = None,
+        dishonest: Sequence[str] = (),
         observer: Observer | None = None,
         prepare: Callable[[str], None] = _silent,
     ) -> Fabric:
@@ -108,8 +108,8 @@ class Fabric:
         ledger of its own.
 
         Args:
-            dishonest: add a cheaper node that cheats on LLM steps: ``quantized``,
-                ``wrong-model``, ``tampered-output`` or ``replayed-proof``.
+            dishonest: add cheaper nodes that cheat on LLM steps, one for each of ``quantized``,
+                ``wrong-model``, ``tampered-output``, ``replayed-proof``.
             observer: told of every step's progress.
             prepare: told what is being prepared, one line at a time.
 
@@ -127,7 +127,7 @@ class Fabric:
         address: str,
         settings: Settings | None = None,
         *,
-        dishonest: str | None = None,
+        dishonest: Sequence[str] = (),
         observer: Observer | None = None,
         prepare: Callable[[str], None] = _silent,
     ) -> Fabric:
@@ -147,7 +147,7 @@ class Fabric:
         cls,
         settings: Settings,
         address: str | None,
-        dishonest: str | None,
+        dishonest: Sequence[str],
         observer: Observer | None,
         prepare: Callable[[str], None],
     ) -> Fabric:

@@ -51,9 +51,9 @@ def dishonest(engine: TransformersEngine, kind: str) -> Engine:
         raise EngineError(f"there is no dishonest kind {kind!r}; known: {known}") from error
     match chosen:
         case Dishonesty.QUANTIZED:
-            return TransformersEngine(engine.cache, quantize_int4)
+            return TransformersEngine(engine.cache, quantize_int4, engine.threads)
         case Dishonesty.WRONG_MODEL:
-            return TransformersEngine(engine.cache, drop_layers)
+            return TransformersEngine(engine.cache, drop_layers, engine.threads)
         case Dishonesty.TAMPERED_OUTPUT:
             return TamperingEngine(engine)
         case Dishonesty.REPLAYED_PROOF:

@@ -14,11 +14,17 @@ ENGINES: Final = ("transformers", "vllm", "retrieval", "onnx-policy", "function"
 """Values of ``ModelRef.engine``."""
 
 
-def make_engine(name: str, home: Path, embedding_model: str = "all-minilm-l6-v2") -> Engine:
+def make_engine(
+    name: str,
+    home: Path,
+    embedding_model: str = "all-minilm-l6-v2",
+    threads: int | None = None,
+) -> Engine:
     """An engine that has loaded nothing yet.
 
     Args:
         home: the process's own cache folder (converted models, indexes).
+        threads: CPU threads of a language model; by default half the cores.
 
     Raises:
         EngineError: no engine has that name.
@@ -27,7 +33,7 @@ def make_engine(name: str, home: Path, embedding_model: str = "all-minilm-l6-v2"
         case "transformers":
             from daifi_flows.ray_mesh.engines.transformers import TransformersEngine
 
-            return TransformersEngine(home / "models")
+            return TransformersEngine(home / "models", threads=threads)
         case "vllm":
             from daifi_flows.ray_mesh.engines.vllm import VllmEngine
 

@@ -52,7 +52,7 @@ class NodeConfig:
         behaviour: ``honest``, or a :class:`~daifi_flows.ray_mesh.Dishonesty` kind.
         warm: models loaded in the background when the node starts or restarts.
         cpus, gpus: capacity that Ray counts for this node.
-        threads: OpenMP threads; by default the machine's cores.
+        threads: CPU threads of the node's process; by default half the machine's cores.
     """
 
     name: str
@@ -91,7 +91,8 @@ class NodeService:
         self.config = config
         self.account = Account(config.secret)
         self._engines = {
-            name: make_engine(name, config.home, config.embedding_model) for name in config.engines
+            name: make_engine(name, config.home, config.embedding_model, config.threads)
+            for name in config.engines
         }
         if config.behaviour != HONEST:
             self._turn(config.behaviour)

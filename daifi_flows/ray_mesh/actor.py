@@ -20,6 +20,7 @@ from daifi_flows.cnft import Content, Materials, ModelRef, NodeInfo, NodeResult,
 from daifi_flows.errors import DaifiError, EngineError, MeshError, NodeLost
 from daifi_flows.ray_mesh._node import NodeConfig, NodeService, parse_reply, step_log
 from daifi_flows.ray_mesh._router import explain, rank
+from daifi_flows.ray_mesh.engines import DEFAULT_THREADS
 from daifi_flows.ray_mesh.engines._engine import Control, EngineDied
 
 __all__ = ["Mesh", "NodeActor", "NodeHealth"]
@@ -45,7 +46,7 @@ class NodeActor:
 
     def __init__(self, config: NodeConfig) -> None:
         # Ray gives workers one OpenMP thread per requested CPU; torch is not imported yet.
-        os.environ["OMP_NUM_THREADS"] = str(config.threads or os.cpu_count() or 1)
+        os.environ["OMP_NUM_THREADS"] = str(config.threads or DEFAULT_THREADS)
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning starves busy machines
         self._service = NodeService(config)
         self._pool = ThreadPoolExecutor(_STEPS, thread_name_prefix="daifi-step")

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import secrets
 import shutil
 from collections.abc import Generator, Sequence
@@ -294,6 +293,3 @@ class HfTokenizer:
                 list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         )
-
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn when a process forks

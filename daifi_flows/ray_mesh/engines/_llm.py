@@ -6,7 +6,6 @@ and read logits the same way.
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections import OrderedDict
@@ -19,6 +18,7 @@ from daifi_flows.encoding import canonical_json
 from daifi_flows.errors import EncodingError, EngineError, ModelError
 from daifi_flows.proofs.sampling import sample
 from daifi_flows.ray_mesh._models import LocalModel
+from daifi_flows.ray_mesh.engines import DEFAULT_THREADS
 from daifi_flows.ray_mesh.engines._engine import Control
 from daifi_flows.ray_mesh.engines._hf import (
     HfTokenizer,
@@ -117,16 +117,20 @@ class CausalLm:
 
     Args:
         alter: changes the weights after loading. Honest nodes have none; see ``_adversary``.
+        threads: CPU threads of this process.
     """
 
     def __init__(
-        self, folder: Path, precision: str, alter: Callable[[Any], None] | None = None
+        self,
+        folder: Path,
+        precision: str,
+        alter: Callable[[Any], None] | None = None,
+        threads: int | None = None,
     ) -> None:
         import torch
 
-        # Ray gives its workers one OpenMP thread, which would halve the speed of a laptop.
-        if torch.get_num_threads() == 1:
-            torch.set_num_threads(min(os.cpu_count() or 1, 16))
+        if not torch.cuda.is_available():
+            torch.set_num_threads(threads or DEFAULT_THREADS)  # Ray's own default is 1
         self.tokenizer = load_tokenizer(folder)
         self._weights = load_causal(folder, precision)
         self.parameters = sum(int(item.numel()) for item in self._weights.parameters())
@@ -210,9 +214,15 @@ class LlmShelf:
         cache: folder of converted models, see :func:`hf_folder`.
     """
 
-    def __init__(self, cache: Path, alter: Callable[[Any], None] | None = None) -> None:
+    def __init__(
+        self,
+        cache: Path,
+        alter: Callable[[Any], None] | None = None,
+        threads: int | None = None,
+    ) -> None:
         self._cache = cache
         self._alter = alter
+        self._threads = threads
         self._lock = threading.Lock()
         self._models: OrderedDict[tuple[bytes, str], CausalLm] = OrderedDict()
         self._tokenizers: OrderedDict[tuple[bytes, str], HfTokenizer] = OrderedDict()
@@ -228,7 +238,9 @@ class LlmShelf:
             found = self._models.get(key)
             if found is None:
                 folder = hf_folder(model, self._cache)
-                found = self._models[key] = CausalLm(folder, model.ref.precision, self._alter)
+                found = self._models[key] = CausalLm(
+                    folder, model.ref.precision, self._alter, self._threads
+                )
                 if len(self._models) > _KEPT:
                     self._models.popitem(last=False)
             self._models.move_to_end(key)
