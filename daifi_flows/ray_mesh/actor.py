@@ -126,7 +126,7 @@ class NodeHealth:
 
 
 class Mesh:
-    """The nodes a fabric uses. Ray must be initialised; one Mesh serves one event loop.
+    """The nodes a fabric uses. Ray must be initialised; not tied to an event loop.
 
     Make one with :meth:`start` (nodes that end with this Mesh) or :meth:`find` (nodes that others
     run).
