@@ -53,6 +53,7 @@ class Parts:
     committee: CommitteeClient
     settlement: Settlement
     mesh: Mesh
+    hosts: list[Any]
     node_count: int
     _stack: ExitStack = field(repr=False)
 
@@ -129,6 +130,7 @@ def bring_up(
             committee=CommitteeClient(hosts, committee, timeout_s=settings.review_timeout_s),
             settlement=ledger,
             mesh=mesh,
+            hosts=hosts,
             node_count=len(configs),
             _stack=stack.pop_all(),
         )

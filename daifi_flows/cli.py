@@ -64,6 +64,8 @@ def _quiet(debug: bool) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     console = logging.StreamHandler(sys.stderr)
     console.setLevel(logging.ERROR)
+    # Prefect logs every failed run with its traceback; here the failure is told in a sentence.
+    console.addFilter(lambda record: not record.name.startswith("prefect"))
     logging.getLogger().addHandler(console)
     logging.getLogger("ray").setLevel(logging.ERROR)
 

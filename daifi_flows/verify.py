@@ -169,7 +169,7 @@ class _Auditor:
             encryption in ("none", "x25519-sealed-box"), f"encryption {encryption!r} is not known"
         )
         if not self.sealed:
-            _ = self.bundle.output(), self.bundle.proof()
+            _ = self._output(), self.envelope
         return "four files in their one canonical spelling"
 
     @property

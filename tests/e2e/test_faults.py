@@ -1,0 +1,266 @@
+"""Processes die in the middle of a step: the step completes or is refunded, the books are right."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from daifi_flows import Fabric, Settings, StepFailed
+from daifi_flows._step import StepEvent, StepRequest, StepState
+from daifi_flows.cnft import ComputeNFT, Content, Sampling
+from daifi_flows.errors import DaifiError
+from daifi_flows.ledger import TaskState, audit
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def fabric(ray_cluster: None, settings: Settings) -> Iterator[Fabric]:
+    """A fabric of its own: what dies here is nobody else's."""
+    with Fabric.local(settings) as fabric:
+        yield fabric
+
+
+def request(fabric: Fabric, key: bytes, max_tokens: int = 48, **changes: Any) -> StepRequest:
+    """An LLM step that runs for a second or more."""
+    fields: dict[str, Any] = {
+        "name": "reason",
+        "kind": "reason",
+        "model": fabric.resolve_llm(),
+        "input": Content.json_value(
+            {
+                "question": "What happens to a node that is rejected?",
+                "passages": [{"id": "a", "text": "A rejected node loses a quarter of its stake."}],
+                "context_tokens": 512,
+            },
+            salt=key,
+        ),
+        "salt_key": key,
+        "scheme": "token-difr",
+        "sampling": Sampling(max_tokens=max_tokens),
+    }
+    return StepRequest(**(fields | changes))
+
+
+def node_pid(fabric: Fabric) -> int:
+    """Process of the fabric's node."""
+    (node,) = asyncio.run(fabric.mesh.nodes())
+    return asyncio.run(fabric.mesh.health(node, 60)).pid
+
+
+def host_pid(fabric: Fabric) -> int:
+    """Process of the seat host."""
+    return ray.get(fabric._parts.hosts[0].ping.remote())["pid"]
+
+
+def ledger_pid(fabric: Fabric) -> int:
+    """Process of the ledger actor."""
+    return ray.get(fabric.settlement.handle.pid.remote())
+
+
+def balance(fabric: Fabric) -> int:
+    return asyncio.run(fabric.settlement.account(fabric.buyer.address)).balance_wei
+
+
+@pytest.mark.parametrize(
+    ("victim", "state", "delay_s"),
+    [
+        (node_pid, StepState.EXECUTING, 0.5),
+        (host_pid, StepState.REVIEWING, 0.2),
+        (ledger_pid, StepState.EXECUTING, 0.3),
+        (ledger_pid, StepState.REVIEWING, 0.0),
+    ],
+    ids=["node while it runs", "seat host in review", "ledger while a node runs", "ledger in review"],
+)
+def test_a_killed_process_does_not_lose_the_step(
+    fabric: Fabric, victim: Callable[[Fabric], int], state: StepState, delay_s: float
+) -> None:
+    pid = victim(fabric)
+    killed = threading.Event()
+
+    def kill() -> None:
+        time.sleep(delay_s)
+        os.kill(pid, signal.SIGKILL)
+        killed.set()
+
+    def watch(event: StepEvent) -> None:
+        if event.state is state and not killed.is_set():
+            threading.Thread(target=kill).start()
+
+    before = balance(fabric)
+    fabric.add_observer(watch)
+    key = os.urandom(32)
+    nft: ComputeNFT | None = None
+    try:
+        nft = asyncio.run(fabric.run(request(fabric, key)))
+    except DaifiError as error:
+        assert isinstance(error, StepFailed), error
+    finally:
+        fabric.remove_observer(watch)
+    assert killed.wait(10)
+    assert victim(fabric) != pid
+    if nft is not None:
+        token = asyncio.run(fabric.settlement.token(nft.token_id))
+        assert token is not None
+        assert balance(fabric) == before - fabric.settings.price_wei
+    else:
+        assert balance(fabric) == before
+    report = audit(fabric._parts.home.ledger)
+    assert report.supply.conserved
+    assert report.supply.escrows_wei == 0
+
+
+def test_a_step_run_again_under_its_key_is_not_paid_again(fabric: Fabric) -> None:
+    key = os.urandom(32)
+    first = asyncio.run(fabric.run(request(fabric, key, max_tokens=8)))
+    between = balance(fabric)
+    again = asyncio.run(fabric.run(request(fabric, key, max_tokens=8)))
+    assert again.token_id == first.token_id
+    assert again.bundle_cid == first.bundle_cid
+    assert balance(fabric) == between
+
+
+def test_cancelling_stops_the_node_and_refunds(
+    fabric: Fabric, eventually: Callable[..., None]
+) -> None:
+    before = balance(fabric)
+    key = os.urandom(32)
+    story = {"role": "user", "content": "Write a long story about a lighthouse."}
+    step = request(
+        fabric,
+        key,
+        max_tokens=400,
+        input=Content.json_value({"messages": [story], "context_tokens": 512}, salt=key),
+    )
+    running = threading.Event()
+
+    def watch(event: StepEvent) -> None:
+        if event.state is StepState.EXECUTING:
+            running.set()
+
+    async def cancel_midway() -> None:
+        task = asyncio.ensure_future(fabric.run(step))
+        await asyncio.to_thread(running.wait, 60)
+        await asyncio.sleep(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    fabric.add_observer(watch)
+    try:
+        asyncio.run(cancel_midway())
+    finally:
+        fabric.remove_observer(watch)
+    assert balance(fabric) == before
+    (node,) = asyncio.run(fabric.mesh.nodes())
+    eventually(
+        lambda: asyncio.run(fabric.mesh.health(node)).running == 0, "the node stopping its work"
+    )
+
+
+def test_a_tool_runs_once_even_when_the_step_is_run_again(fabric: Fabric) -> None:
+    calls: list[Any] = []
+
+    def effect(value: Any) -> int:
+        calls.append(value)
+        return len(calls)
+
+    key = os.urandom(32)
+    step = request(fabric, key, max_tokens=8, effect=effect)
+    first = asyncio.run(fabric.run(step))
+    again = asyncio.run(fabric.run(step))
+    assert len(calls) == 1
+    assert first.effect == again.effect == 1
+
+
+def test_a_tool_that_may_have_run_is_not_run_again(fabric: Fabric) -> None:
+    def dies(_value: Any) -> None:
+        raise RuntimeError("the power went out")
+
+    step = request(fabric, os.urandom(32), max_tokens=8, effect=dies)
+    with pytest.raises(RuntimeError):
+        asyncio.run(fabric.run(step))
+    with pytest.raises(StepFailed, match="not run again"):
+        asyncio.run(fabric.run(step))
+
+
+DRIVER = """
+import asyncio, sys, os
+sys.path.insert(0, {root!r})
+from daifi_flows import Fabric, Settings
+from daifi_flows._step import StepState
+from tests.e2e.test_faults import request
+
+settings = Settings(home={home!r}, max_tokens=48)
+fabric = Fabric.local(settings)
+
+def watch(event):
+    if event.state is StepState.EXECUTING:
+        print("RUNNING", flush=True)
+
+fabric.add_observer(watch)
+asyncio.run(fabric.run(request(fabric, bytes(32), max_tokens=400)))
+"""
+
+
+def test_a_killed_driver_leaves_no_process_and_the_next_one_refunds(
+    ray_cluster: None, tmp_path: Path, eventually: Callable[..., None], shared_home: Path
+) -> None:
+    root = Path(__file__).parents[2]
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "cache").symlink_to(shared_home / "cache")  # converted models: made once a session
+    code = DRIVER.format(root=str(root), home=str(home))
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert driver.stdout is not None
+    try:
+        assert any("RUNNING" in line for line in driver.stdout)
+        children = _descendants(driver.pid)
+        assert children
+    finally:
+        driver.kill()
+        driver.wait()
+    eventually(lambda: not any(_alive(pid) for pid in children), "the driver's processes ending")
+
+    settings = Settings(home=home)
+    with Fabric.local(settings) as fabric:
+        assert balance(fabric) == settings.buyer_funds_wei
+        report = audit(fabric._parts.home.ledger)
+        assert report.tasks == {TaskState.CANCELLED.value: 1}
+        assert report.supply.conserved
+
+
+def _descendants(pid: int) -> set[int]:
+    """Everything a driver started but Ray's two agents: those watch for a dead raylet themselves,
+    and take a minute or two to notice one that was killed."""
+    import psutil
+
+    found: set[int] = set()
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if not {"ray::DashboardAgent", "ray::RuntimeEnvAgent"} & {*child.cmdline()}:
+                found.add(child.pid)
+    return found
+
+
+def _alive(pid: int) -> bool:
+    import psutil
+
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
