@@ -7,16 +7,18 @@ import logging
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from daifi_flows._home import Home, take_home, write_atomic, write_committee
-from daifi_flows.cnft import Committee
-from daifi_flows.errors import ConfigError, EncodingError
+from daifi_flows.cnft import Committee, ModelRef
+from daifi_flows.errors import ConfigError, DaifiError, EncodingError
 from daifi_flows.judges import make_committee
 from daifi_flows.keys import Account
 from daifi_flows.ledger import Genesis, Replica, Settlement
@@ -24,12 +26,14 @@ from daifi_flows.settings import DAI, Settings
 
 if TYPE_CHECKING:
     from daifi_flows.judges.actor import CommitteeClient
+    from daifi_flows.proofs import Reference
     from daifi_flows.ray_mesh import NodeConfig
     from daifi_flows.ray_mesh.actor import Mesh
 
 __all__ = ["Parts", "bring_up"]
 
 logger = logging.getLogger(__name__)
+
 
 def wall_clock_ms() -> int:
     """Unix milliseconds: seats refuse blocks from the future by it."""
@@ -81,6 +85,7 @@ def bring_up(
         committee = _committee(home, settings)
         genesis = _genesis(home, settings, committee)
         write_committee(home.root / "committee.json", committee)
+        configs = _node_configs(home, settings, dishonest)
 
         namespace = f"daifi-{secrets.token_hex(4)}"
         _start_ray(settings, address, namespace, stack)
@@ -92,14 +97,15 @@ def bring_up(
             start_seat_hosts,
         )
         from daifi_flows.ledger.actor import RayLedger
-        from daifi_flows.ray_mesh import EngineReference
         from daifi_flows.ray_mesh.actor import Mesh
 
         prepare(f"starting {len(committee.seats)} seats, the ledger and the nodes…")
         hosts = start_seat_hosts(
             committee,
             home.keys / "seats",
-            reference_factory=functools.partial(EngineReference, settings, home.cache / "seats"),
+            reference_factory=functools.partial(
+                make_reference, settings, home.cache / "seats", configs[0].warm
+            ),
             validator_factory=functools.partial(Replica, genesis, clock=wall_clock_ms),
             workdir=home.root / "seats",
             hosts=settings.seat_hosts,
@@ -109,12 +115,9 @@ def bring_up(
         )
         stack.callback(_kill, hosts)
         find = functools.partial(named_hosts, _SEATS, namespace, settings.seat_hosts)
-        ledger = RayLedger.start(
-            home.ledger, genesis, RayCertifier(find, committee), resources=pin
-        )
+        ledger = RayLedger.start(home.ledger, genesis, RayCertifier(find, committee), resources=pin)
         stack.callback(lambda: run_sync(ledger.close()))
         buyer = Account.load(home.keys / "buyer")
-        configs = _node_configs(home, settings, dishonest)
         mesh = run_sync(
             Mesh.start(configs, namespace=namespace, timeout_s=settings.start_timeout_s)
         )
@@ -134,6 +137,23 @@ def bring_up(
             node_count=len(configs),
             _stack=stack.pop_all(),
         )
+
+
+def make_reference(settings: Settings, home: Path, models: Sequence[ModelRef]) -> Reference:
+    """A seat host's own models, loading in the background while the first step is on its way."""
+    from daifi_flows.ray_mesh import EngineReference
+
+    reference = EngineReference(settings, home)
+
+    def warm() -> None:
+        for model in models:
+            try:
+                reference.warm(model)
+            except DaifiError as error:  # the review that needs the model reports it
+                logger.warning("a seat host could not load %s: %s", model.name, error)
+
+    threading.Thread(target=warm, name="daifi-warm", daemon=True).start()
+    return reference
 
 
 def _committee(home: Home, settings: Settings) -> Committee:
@@ -178,7 +198,7 @@ def _node_configs(home: Home, settings: Settings, dishonest: Sequence[str]) -> l
     from daifi_flows.ray_mesh import NodeConfig, resolve
 
     engines = ["transformers", "retrieval", "onnx-policy", "function"]
-    if find_spec("vllm") and find_spec("daifi_flows.ray_mesh.engines.vllm"):
+    if find_spec("vllm") is not None:
         engines.append("vllm")
     llm = resolve_llm(settings, None, None)
     warm = (resolve(settings.embedding_model, "retrieval").ref, llm)
@@ -247,9 +267,7 @@ def _environment(**values: str) -> Generator[None]:
             os.environ.pop(key, None)
 
 
-def _start_ray(
-    settings: Settings, address: str | None, namespace: str, stack: ExitStack
-) -> None:
+def _start_ray(settings: Settings, address: str | None, namespace: str, stack: ExitStack) -> None:
     import ray
 
     if ray.is_initialized():

@@ -44,9 +44,7 @@ def _check(settings: Settings, options: DemoOptions) -> None:
         raise ConfigError("the question is empty: ask something, such as `daifi demo 'Who pays?'`")
     for kind in options.dishonest:
         if kind not in DISHONEST:
-            raise ConfigError(
-                f"--dishonest {kind!r} is unknown: use one of {', '.join(DISHONEST)}"
-            )
+            raise ConfigError(f"--dishonest {kind!r} is unknown: use one of {', '.join(DISHONEST)}")
     Corpus.from_folder(options.corpus if options.corpus is not None else shipped("docs"))
     ref = resolve_llm(settings, None, None)
     if ref.engine == "vllm" and settings.address is None and find_spec("vllm") is None:
@@ -94,9 +92,7 @@ def _open(settings: Settings, options: DemoOptions, progress: Progress) -> Fabri
         start = Fabric.local
     else:
         start = functools.partial(Fabric.connect, settings.address)
-    return start(
-        settings, dishonest=options.dishonest, observer=progress, prepare=progress.prepare
-    )
+    return start(settings, dishonest=options.dishonest, observer=progress, prepare=progress.prepare)
 
 
 async def _flow(options: DemoOptions) -> tuple[str, list[ComputeNFT]]:

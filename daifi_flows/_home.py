@@ -141,7 +141,9 @@ def take_home(base: Path, prefix: str = "local") -> Home:
         cache = base / "cache"
         cache.mkdir(exist_ok=True)
         return Home(root=root, cache=cache, _lock=lock)
-    raise ConfigError(f"{_MAX_PLACES} fabrics are running from {base}: close one, or set DAIFI_HOME")
+    raise ConfigError(
+        f"{_MAX_PLACES} fabrics are running from {base}: close one, or set DAIFI_HOME"
+    )
 
 
 def read_step(path: Path) -> StepRecord | None:

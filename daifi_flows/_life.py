@@ -113,7 +113,7 @@ class Life:
     tell: Callable[[StepEvent], None]
     bundles: Path
     clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
-    _finishing: set[asyncio.Task[Any]] = field(default_factory=lambda: set[asyncio.Task[Any]]())
+    _finishing: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
 
     async def run(self, request: StepRequest) -> ComputeNFT:
         """Take a step from request to cNFT.
@@ -239,17 +239,15 @@ class _Step:
     request: StepRequest
     spec: TaskSpec
     input: Content
-    tries: list[_Try] = field(default_factory=lambda: list[_Try]())
-    timings: dict[str, int] = field(default_factory=lambda: dict[str, int]())
+    tries: list[_Try] = field(default_factory=list[_Try])
+    timings: dict[str, int] = field(default_factory=dict[str, int])
 
     def __post_init__(self) -> None:
         self.task_id = self.spec.task_id
         self.token_id = token_id_of(self.task_id)
 
     def tell(self, state: StepState, message: str, **details: Any) -> None:
-        event = StepEvent(
-            self.request.name, self.spec.kind, state, self.task_id, message, details
-        )
+        event = StepEvent(self.request.name, self.spec.kind, state, self.task_id, message, details)
         self.life.tell(event)
 
     def _time(self, stage: str, started: float) -> None:
@@ -545,9 +543,7 @@ class _Step:
             await asyncio.to_thread(write_atomic, path, text.encode())
             self._time("effect", started)
         digest = Effect.digest_of(self.token_id, text)
-        receipt: Receipt = await self.life.settlement.effect(
-            self.token_id, digest, self.life.buyer
-        )
+        receipt: Receipt = await self.life.settlement.effect(self.token_id, digest, self.life.buyer)
         self.tell(StepState.EFFECT, f"action taken, committed in block {receipt.header.height}")
         return Effect(value_json=text, receipt=receipt)
 

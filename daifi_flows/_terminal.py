@@ -74,7 +74,9 @@ class Progress:
             self.live.update(self._render())
         else:
             self.console.print(
-                f"[dim]{elapsed:6.1f}s[/] [{style}]{escape(text)}[/]", highlight=False, soft_wrap=True
+                f"[dim]{elapsed:6.1f}s[/] [{style}]{escape(text)}[/]",
+                highlight=False,
+                soft_wrap=True,
             )
 
     def _render(self) -> Group:
@@ -86,9 +88,7 @@ class Progress:
         return Group(*rows)
 
 
-def print_results(
-    console: Console, answer: str, action: Any, steps: Sequence[ComputeNFT]
-) -> None:
+def print_results(console: Console, answer: str, action: Any, steps: Sequence[ComputeNFT]) -> None:
     """The answer, the action taken, and a table of the cNFTs."""
     console.print(Panel(escape(answer), title="Answer", border_style="green"))
     console.print(Panel(escape(str(action)), title="Action", border_style="blue"))

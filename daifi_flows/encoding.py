@@ -240,9 +240,7 @@ def _path(levels: list[list[bytes]], index: int) -> tuple[bytes, ...]:
     return tuple(path)
 
 
-def verify_merkle(
-    root: bytes, leaf: bytes, index: int, size: int, path: Sequence[bytes]
-) -> bool:
+def verify_merkle(root: bytes, leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bool:
     """Whether ``leaf`` is leaf ``index`` of the tree of ``size`` leaves with this root."""
     if not 0 <= index < size or len(path) > 64:
         return False

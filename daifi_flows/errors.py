@@ -17,7 +17,7 @@ __all__ = [
     "EncodingError",
     "EngineError",
     "InsufficientFunds",
-    "KeyError_",
+    "KeyMaterialError",
     "LedgerCorrupted",
     "LedgerError",
     "LedgerUnavailable",
@@ -63,7 +63,7 @@ class EncodingError(DaifiError):
     """Bytes are not the canonical encoding of the noun they claim to be."""
 
 
-class KeyError_(DaifiError):
+class KeyMaterialError(DaifiError):
     """A key, signature or sealed box is malformed, or a key file cannot be used."""
 
 

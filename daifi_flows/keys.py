@@ -28,7 +28,7 @@ from nacl.public import PublicKey as BoxPublicKey
 from nacl.public import SealedBox
 
 from daifi_flows.encoding import keccak256
-from daifi_flows.errors import KeyError_
+from daifi_flows.errors import KeyMaterialError
 
 __all__ = [
     "Account",
@@ -43,9 +43,7 @@ __all__ = [
 ]
 
 _BACKEND: Final = CoinCurveECCBackend()
-_SECP256K1_HALF_N: Final = (
-    0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
-)
+_SECP256K1_HALF_N: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 """Half the group order: a larger ``s`` is the malleated twin of a signature (EIP-2)."""
 
 
@@ -74,7 +72,7 @@ class Account:
         """Read the key file at ``path``, creating it (mode 0600) when it is not there.
 
         Raises:
-            KeyError_: the file is there but is not 32 bytes in hex.
+            KeyMaterialError: the file is there but is not 32 bytes in hex.
         """
         return cls(_load_secret(path))
 
@@ -122,9 +120,13 @@ def _load_secret(path: Path) -> bytes:
     try:
         secret = bytes.fromhex(path.read_text().strip())
     except (ValueError, OSError, UnicodeDecodeError) as error:
-        raise KeyError_(f"key file {path} cannot be read as hex: restore or remove it") from error
+        raise KeyMaterialError(
+            f"key file {path} cannot be read as hex: restore or remove it"
+        ) from error
     if len(secret) != 32 or not any(secret):
-        raise KeyError_(f"key file {path} does not hold 32 bytes in hex: restore or remove it")
+        raise KeyMaterialError(
+            f"key file {path} does not hold 32 bytes in hex: restore or remove it"
+        )
     return secret
 
 
@@ -132,17 +134,17 @@ def recover_address(digest: bytes, signature: bytes) -> str:
     """Address that signed a 32-byte digest.
 
     Raises:
-        KeyError_: not 65 bytes, ``v`` not 27 or 28, a high ``s`` (malleated), or no such point.
+        KeyMaterialError: not 65 bytes, ``v`` not 27 or 28, a high ``s`` (malleated), or no point.
     """
     if len(signature) != 65 or signature[64] not in (27, 28):
-        raise KeyError_("signature is not 65 bytes r, s, v with v of 27 or 28")
+        raise KeyMaterialError("signature is not 65 bytes r, s, v with v of 27 or 28")
     if int.from_bytes(signature[32:64], "big") > _SECP256K1_HALF_N:
-        raise KeyError_("signature has a high s: it was malleated")
+        raise KeyMaterialError("signature has a high s: it was malleated")
     try:
         parsed = EthSignature(signature[:64] + bytes([signature[64] - 27]), backend=_BACKEND)
         return parsed.recover_public_key_from_msg_hash(digest).to_checksum_address()
     except (BadSignature, ValidationError, ValueError) as error:
-        raise KeyError_("signature does not recover to any key") from error
+        raise KeyMaterialError("signature does not recover to any key") from error
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class BlsKey:
         """Read or create (mode 0600) the seed file at ``path``.
 
         Raises:
-            KeyError_: the file is there but cannot be used.
+            KeyMaterialError: the file is there but cannot be used.
         """
         return cls.from_seed(_load_secret(path))
 
@@ -191,19 +193,19 @@ def _public(data: bytes) -> Any:
     try:
         point = G1Element.from_bytes(data)
     except (ValueError, RuntimeError) as error:
-        raise KeyError_("BLS public key is not a point of G1") from error
+        raise KeyMaterialError("BLS public key is not a point of G1") from error
     if len(data) != 48 or point == G1Element():
-        raise KeyError_("BLS public key is the point at infinity")
+        raise KeyMaterialError("BLS public key is the point at infinity")
     return point
 
 
 def _signature(data: bytes) -> Any:
     if len(data) != 96:
-        raise KeyError_("BLS signature is not 96 bytes")
+        raise KeyMaterialError("BLS signature is not 96 bytes")
     try:
         return G2Element.from_bytes(data)
     except (ValueError, RuntimeError) as error:
-        raise KeyError_("BLS signature is not a point of G2") from error
+        raise KeyMaterialError("BLS signature is not a point of G2") from error
 
 
 @lru_cache(maxsize=4096)
@@ -211,7 +213,7 @@ def check_possession(public: bytes, proof: bytes) -> bool:
     """Whether ``proof`` shows that somebody holds the secret behind ``public``."""
     try:
         return bool(PopSchemeMPL.pop_verify(_public(public), _signature(proof)))
-    except KeyError_:
+    except KeyMaterialError:
         return False
 
 
@@ -219,7 +221,7 @@ def verify_bls(public: bytes, message: bytes, signature: bytes) -> bool:
     """Whether one seat signed ``message``. Malformed input is simply false."""
     try:
         return bool(PopSchemeMPL.verify(_public(public), message, _signature(signature)))
-    except KeyError_:
+    except KeyMaterialError:
         return False
 
 
@@ -227,10 +229,10 @@ def aggregate_bls(signatures: Sequence[bytes]) -> bytes:
     """One 96-byte signature from several over the same message.
 
     Raises:
-        KeyError_: none given, or one is malformed.
+        KeyMaterialError: none given, or one is malformed.
     """
     if not signatures:
-        raise KeyError_("there is no signature to aggregate")
+        raise KeyMaterialError("there is no signature to aggregate")
     return bytes(PopSchemeMPL.aggregate([_signature(item) for item in signatures]))
 
 
@@ -241,7 +243,7 @@ def verify_bls_aggregate(publics: Sequence[bytes], message: bytes, signature: by
     try:
         keys = [_public(item) for item in publics]
         return bool(PopSchemeMPL.fast_aggregate_verify(keys, message, _signature(signature)))
-    except KeyError_:
+    except KeyMaterialError:
         return False
 
 
@@ -250,16 +252,16 @@ def seal_box(recipient: bytes, plaintext: bytes) -> bytes:
     try:
         return SealedBox(BoxPublicKey(recipient)).encrypt(plaintext)
     except (CryptoError, ValueError, TypeError) as error:
-        raise KeyError_("recipient is not a 32-byte X25519 public key") from error
+        raise KeyMaterialError("recipient is not a 32-byte X25519 public key") from error
 
 
 def open_box(account: Account, sealed: bytes) -> bytes:
     """Decrypt what was sealed to this account.
 
     Raises:
-        KeyError_: the box is damaged or meant for another account.
+        KeyMaterialError: the box is damaged or meant for another account.
     """
     try:
         return SealedBox(account.box_key).decrypt(sealed)
     except (CryptoError, ValueError, TypeError) as error:
-        raise KeyError_("the sealed output was not encrypted to this account") from error
+        raise KeyMaterialError("the sealed output was not encrypted to this account") from error

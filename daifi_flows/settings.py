@@ -73,7 +73,9 @@ class Settings(BaseSettings):
         Raises:
             ConfigError: the file cannot be read, or a value is unknown or out of range.
         """
-        name = config or (Path(os.environ["DAIFI_CONFIG"]) if "DAIFI_CONFIG" in os.environ else None)
+        name = config or (
+            Path(os.environ["DAIFI_CONFIG"]) if "DAIFI_CONFIG" in os.environ else None
+        )
         values: Any = {}
         if name is not None:
             try:
@@ -83,18 +85,16 @@ class Settings(BaseSettings):
             if not isinstance(values, dict):
                 raise ConfigError(f"settings file {name} must hold keys and values")
         given = {key: value for key, value in overrides.items() if value is not None}
-        from_env = {
-            key
-            for key in cls.model_fields
-            if f"DAIFI_{key.upper()}" in os.environ
-        }
+        from_env = {key for key in cls.model_fields if f"DAIFI_{key.upper()}" in os.environ}
         merged = {key: value for key, value in values.items() if key not in from_env} | given
         try:
             return cls(**merged)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False)[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(f"setting {where}: {first['msg']} (got {first['input']!r})") from error
+            raise ConfigError(
+                f"setting {where}: {first['msg']} (got {first['input']!r})"
+            ) from error
 
     @classmethod
     def settings_customise_sources(

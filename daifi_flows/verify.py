@@ -27,7 +27,7 @@ from daifi_flows.cnft import (
     token_id_of,
 )
 from daifi_flows.encoding import cid_of, keccak256, sha256, verify_merkle
-from daifi_flows.errors import BundleError, DaifiError, EncodingError, KeyError_
+from daifi_flows.errors import BundleError, DaifiError, EncodingError, KeyMaterialError
 from daifi_flows.keys import (
     Account,
     check_possession,
@@ -37,7 +37,15 @@ from daifi_flows.keys import (
 )
 from daifi_flows.proofs import Outcome, Reference, verify_proof
 
-__all__ = ["Check", "Report", "Status", "check_lineage", "verify_attestation", "verify_bundle", "verify_receipt"]
+__all__ = [
+    "Check",
+    "Report",
+    "Status",
+    "check_lineage",
+    "verify_attestation",
+    "verify_bundle",
+    "verify_receipt",
+]
 
 
 class Status(StrEnum):
@@ -74,11 +82,11 @@ class Report:
         return all(check.status is not Status.FAILED for check in self.checks)
 
 
-class _Failed(Exception):  # noqa: N818 - never leaves this module
+class _Failed(Exception):
     """A check found something wrong."""
 
 
-class _NotMade(Exception):  # noqa: N818 - never leaves this module
+class _NotMade(Exception):
     """A check lacks something it needs."""
 
 
@@ -119,7 +127,9 @@ def verify_receipt(receipt: Receipt, committee: Committee) -> None:
         raise EncodingError("the receipt is not under the block's receipt root")
     seats = committee.signers(receipt.certificate.signers)
     if len(seats) < committee.quorum:
-        raise EncodingError(f"{len(seats)} seats certified the block; {committee.quorum} are needed")
+        raise EncodingError(
+            f"{len(seats)} seats certified the block; {committee.quorum} are needed"
+        )
     message = QuorumCertificate.message(header.digest)
     if not verify_bls_aggregate(
         [seat.public for seat in seats], message, receipt.certificate.signature
@@ -382,7 +392,7 @@ def _run(name: str, check: Callable[[], str]) -> Check:
         return Check(name, Status.PASSED, check())
     except _NotMade as missing:
         return Check(name, Status.NOT_MADE, str(missing))
-    except (_Failed, BundleError, EncodingError, KeyError_) as error:
+    except (_Failed, BundleError, EncodingError, KeyMaterialError) as error:
         return Check(name, Status.FAILED, str(error))
     except DaifiError as error:
         return Check(name, Status.NOT_MADE, error.message)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate
-from daifi_flows.errors import KeyError_
+from daifi_flows.errors import KeyMaterialError
 from daifi_flows.judges._messages import CertifyReply, HostLost, SeatTransport
 from daifi_flows.judges._rounds import ask_all
 from daifi_flows.keys import aggregate_bls, verify_bls, verify_bls_aggregate
@@ -86,7 +86,7 @@ def _good(partials: dict[int, bytes], committee: Committee, message: bytes) -> d
     publics = {index: committee.seats[index].public for index in partials}
     try:
         together = aggregate_bls(list(partials.values()))
-    except KeyError_:
+    except KeyMaterialError:
         together = b""
     if verify_bls_aggregate(list(publics.values()), message, together):
         return partials

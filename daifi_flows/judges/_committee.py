@@ -32,7 +32,7 @@ from daifi_flows.cnft import (
     VoteCommit,
     VoteReveal,
 )
-from daifi_flows.errors import CommitteeError, KeyError_
+from daifi_flows.errors import CommitteeError, KeyMaterialError
 from daifi_flows.judges._messages import Subject
 from daifi_flows.keys import aggregate_bls, check_possession, verify_bls, verify_bls_aggregate
 
@@ -322,7 +322,7 @@ class ReviewState:
             return None
         try:
             signature = aggregate_bls([self.partials[index] for index in indices])
-        except KeyError_:
+        except KeyMaterialError:
             return None
         publics = [self.committee.seats[index].public for index in indices]
         return signature if verify_bls_aggregate(publics, message, signature) else None

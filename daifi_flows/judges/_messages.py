@@ -123,7 +123,7 @@ class CertifyReply:
     refused: str | None = None
 
 
-class HostLost(CommitteeError):  # noqa: N818 - named as NodeLost is
+class HostLost(CommitteeError):
     """A seat host does not answer now; it may be restarting. ``details["dead"]`` is true when
     its process is known to have ended."""
 

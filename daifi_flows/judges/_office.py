@@ -89,7 +89,7 @@ class SeatOffice:
 
     Raises:
         CommitteeError: the committee is unsound, or a key is not the committee's for that seat.
-        KeyError_: a key file cannot be used.
+        KeyMaterialError: a key file cannot be used.
     """
 
     def __init__(

@@ -108,7 +108,7 @@ class SeatKeys:
         """Read ``seat-NN.bls`` and ``seat-NN.account`` (mode 0600), creating what is missing.
 
         Raises:
-            KeyError_: a key file is there but cannot be used.
+            KeyMaterialError: a key file is there but cannot be used.
         """
         return cls(
             index=index,
@@ -171,7 +171,7 @@ def make_committee(folder: Path, n: int = 21, epoch: int = 0) -> Committee:
     own folder and publish :meth:`SeatKeys.seat`.
 
     Raises:
-        KeyError_: a key file is there but cannot be used.
+        KeyMaterialError: a key file is there but cannot be used.
     """
     return Committee(
         epoch=epoch, seats=tuple(SeatKeys.load(folder, index).seat() for index in range(n))

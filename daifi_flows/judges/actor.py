@@ -176,9 +176,7 @@ def named_hosts(prefix: str, namespace: str, hosts: int) -> list[ActorHandle[Any
         CommitteeError: one of them does not exist.
     """
     try:
-        return [
-            ray.get_actor(f"{prefix}-{number}", namespace=namespace) for number in range(hosts)
-        ]
+        return [ray.get_actor(f"{prefix}-{number}", namespace=namespace) for number in range(hosts)]
     except ValueError as error:
         raise CommitteeError(f"a seat host is not running: {error}") from error
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeAlias
 
 from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate
-from daifi_flows.errors import KeyError_, LedgerUnavailable
+from daifi_flows.errors import KeyMaterialError, LedgerUnavailable
 from daifi_flows.keys import aggregate_bls, verify_bls, verify_bls_aggregate
 
 __all__ = ["Certifier", "History", "collect"]
@@ -65,5 +65,5 @@ def _aggregate(signatures: Sequence[bytes]) -> bytes:
         return bytes(96)
     try:
         return aggregate_bls(signatures)
-    except KeyError_:  # one malformed partial; the caller then checks each alone
+    except KeyMaterialError:  # one malformed partial; the caller then checks each alone
         return bytes(96)

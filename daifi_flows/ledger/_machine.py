@@ -13,7 +13,7 @@ from daifi_flows.cnft import (
     Payment,
     TxReceipt,
 )
-from daifi_flows.errors import KeyError_, LedgerError, TransactionRefused
+from daifi_flows.errors import KeyMaterialError, LedgerError, TransactionRefused
 from daifi_flows.keys import recover_address
 from daifi_flows.ledger import _attested
 from daifi_flows.ledger._records import (
@@ -263,7 +263,7 @@ class Machine:
                 refuse("bad-field", f"the proof's {name} is not the task's")
         try:
             signer = recover_address(header.digest(), header.signature)
-        except KeyError_ as error:
+        except KeyMaterialError as error:
             raise TransactionRefused(
                 f"the proof header is not signed: {error}", code="bad-signature"
             ) from error

@@ -24,7 +24,7 @@ from daifi_flows.cnft import (
     Wei,
 )
 from daifi_flows.encoding import canonical, decode_canonical, keccak256
-from daifi_flows.errors import EncodingError, KeyError_, TransactionRefused
+from daifi_flows.errors import EncodingError, KeyMaterialError, TransactionRefused
 from daifi_flows.keys import Account, recover_address
 from daifi_flows.ledger._eip712 import domain_separator, word
 
@@ -133,7 +133,7 @@ class Transaction(Noun):
         digest = self.digest(ledger_id)
         try:
             signer = recover_address(digest, self.signature)
-        except KeyError_ as error:
+        except KeyMaterialError as error:
             raise TransactionRefused(
                 f"the {self.kind} transaction is not signed: {error}", code="bad-signature"
             ) from error

@@ -8,7 +8,7 @@ from typing import Final
 
 from daifi_flows.cnft import Content, Execution, Materials, Proof, Statement, TaskSpec, proof_digest
 from daifi_flows.encoding import keccak256
-from daifi_flows.errors import DaifiError, KeyError_, ProofError
+from daifi_flows.errors import DaifiError, KeyMaterialError, ProofError
 from daifi_flows.keys import Account, recover_address
 from daifi_flows.proofs._registry import get_scheme
 from daifi_flows.proofs._scheme import Outcome, Reference, Verdict
@@ -120,7 +120,7 @@ def _generic_fault(
         return "the output is not the one the proof names"
     try:
         signer = recover_address(proof.header.digest(), proof.signature)
-    except KeyError_ as error:
+    except KeyMaterialError as error:
         return f"the node's signature is malformed: {error}"
     if signer != proof.node:
         return "the signature was not made by the node the proof names"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daifi_flows.cnft import Content, Materials, TaskSpec
+from daifi_flows.cnft import Content, Materials, ModelRef, TaskSpec
 from daifi_flows.errors import DaifiError, EncodingError, EngineError, ModelError
 from daifi_flows.ray_mesh._engines import ENGINES, make_engine
 from daifi_flows.ray_mesh._models import LocalModel, resolve
@@ -136,16 +136,17 @@ class EngineReference:
             embedder = self._embedder
         return embedder.embed(texts)
 
-    def warm(self, spec_model: LocalModel) -> None:
+    def warm(self, ref: ModelRef) -> None:
         """Load a model before it is needed.
 
         Raises:
-            ModelError: it cannot be loaded.
+            ModelError: it is not at hand or cannot be loaded.
         """
-        if spec_model.ref.engine in _LLM:
-            self._shelf.get(spec_model)
-        elif spec_model.ref.engine in _REEXECUTED:
-            self._engine(spec_model.ref.engine).load(spec_model)
+        if ref.engine in _LLM:
+            self._shelf.get(resolve(ref.name, "transformers", ref.precision, ref.digest))
+        elif ref.engine in _REEXECUTED:
+            engine = self._engine(ref.engine)
+            engine.load(engine.model(ref, Materials()))
 
     def close(self) -> None:
         """Free all weights. Idempotent; the next use loads them again."""

@@ -151,7 +151,12 @@ def _daifi(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 def test_a_buyer_without_money_is_told_so(prefect_api: None, tmp_path: Path) -> None:
     home = str(tmp_path / "home")
     broke = _daifi(
-        "demo", "Who pays?", "--out", str(tmp_path / "out"), "--home", home,
+        "demo",
+        "Who pays?",
+        "--out",
+        str(tmp_path / "out"),
+        "--home",
+        home,
         DAIFI_BUYER_FUNDS_WEI="1000",
     )
     one_sentence(broke.returncode, broke.stderr, "1000", "wei")
@@ -207,8 +212,16 @@ def test_demo_json_is_one_object_and_leaves_no_process(
     (home / "cache").symlink_to(shared_home / "cache")
     before = {process.pid for process in psutil.process_iter()}
     done = _daifi(
-        "demo", "How do the seats vote?", "--json", "--home", str(home),
-        "--out", str(tmp_path / "out"), "--dishonest", "tampered-output", "--encrypt",
+        "demo",
+        "How do the seats vote?",
+        "--json",
+        "--home",
+        str(home),
+        "--out",
+        str(tmp_path / "out"),
+        "--dishonest",
+        "tampered-output",
+        "--encrypt",
     )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)

@@ -82,7 +82,12 @@ def balance(fabric: Fabric) -> int:
         (ledger_pid, StepState.EXECUTING, 0.3),
         (ledger_pid, StepState.REVIEWING, 0.0),
     ],
-    ids=["node while it runs", "seat host in review", "ledger while a node runs", "ledger in review"],
+    ids=[
+        "node while it runs",
+        "seat host in review",
+        "ledger while a node runs",
+        "ledger in review",
+    ],
 )
 def test_a_killed_process_does_not_lose_the_step(
     fabric: Fabric, victim: Callable[[Fabric], int], state: StepState, delay_s: float

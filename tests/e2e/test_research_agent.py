@@ -121,7 +121,9 @@ def test_every_bundle_verifies_with_the_auditors_own_models(
 ) -> None:
     reports = []
     for step in run.steps:
-        path = step.bundle if kind == "directory" else step.bundle.with_name(f"{step.bundle.name}.car")
+        path = (
+            step.bundle if kind == "directory" else step.bundle.with_name(f"{step.bundle.name}.car")
+        )
         report = verify_bundle(
             path,
             committee=committee,
@@ -194,9 +196,7 @@ async def test_prefect_shows_tasks_logs_cards_and_the_graph(run: Run) -> None:
 
     flow_run = UUID(run.flow_run_id)
     async with get_client() as client:
-        tasks = await client.read_task_runs(
-            flow_run_filter=_flow_filter(flow_run)
-        )
+        tasks = await client.read_task_runs(flow_run_filter=_flow_filter(flow_run))
         logs = await client.read_logs(
             log_filter=LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run])), limit=200
         )
