@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from daifi_flows._home import Home, StepRecord, read_step, write_atomic
-from daifi_flows._step import StepEvent, StepRequest, StepState
+from daifi_flows._step import StepEvent, StepRequest, StepState, dai
 from daifi_flows.bundle import METADATA_FORMAT, Bundle, Effect, Metadata, ProofFile, manifest_bytes
 from daifi_flows.cnft import (
     Attestation,
@@ -286,7 +286,7 @@ class _Step:
         self._time("open", started)
         self.tell(
             StepState.OPEN,
-            f"escrow of {_dai(self.spec.max_price_wei)} opened",
+            f"escrow of {dai(self.spec.max_price_wei)} opened",
             max_price_wei=self.spec.max_price_wei,
         )
         try:
@@ -424,7 +424,7 @@ class _Step:
             self.tries.append(_Try(node, reason, "rejected", slashed))
             self.tell(
                 StepState.REJECTED,
-                f"{node.name} rejected and slashed {_dai(slashed)}: {reason}",
+                f"{node.name} rejected and slashed {dai(slashed)}: {reason}",
                 node=node.name,
                 address=node.address,
                 slashed_wei=slashed,
@@ -479,7 +479,7 @@ class _Step:
         paid = sum(p.amount_wei for p in receipt.leaf.payments if p.reason != "refund")
         self.tell(
             StepState.SETTLED,
-            f"settled in block {receipt.header.height}: {_dai(paid)} paid, token minted",
+            f"settled in block {receipt.header.height}: {dai(paid)} paid, token minted",
             block=receipt.header.height,
             paid_wei=paid,
             token_id=self.token_id.hex(),
@@ -561,7 +561,3 @@ def _read_effect(path: Path) -> str | None:
         return path.read_text()
     except FileNotFoundError:
         return None
-
-
-def _dai(amount_wei: int) -> str:
-    return f"{amount_wei / 10**18:.4f} DAi"

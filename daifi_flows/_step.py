@@ -9,7 +9,18 @@ from typing import Any
 
 from daifi_flows.cnft import Content, Materials, ModelRef, Review, Sampling
 
-__all__ = ["StepEvent", "StepRequest", "StepState"]
+__all__ = ["StepEvent", "StepRequest", "StepState", "dai"]
+
+
+def dai(amount_wei: int) -> str:
+    """An amount for people: up to six decimals, in DAi (10^18 wei).
+
+    >>> dai(10**16), dai(25 * 10**18)
+    ('0.01 DAi', '25 DAi')
+    """
+    whole, rest = divmod(amount_wei, 10**18)
+    decimals = f"{rest // 10**12:06d}".rstrip("0")
+    return f"{whole:,}{'.' + decimals if decimals else ''} DAi"
 
 
 class StepState(StrEnum):

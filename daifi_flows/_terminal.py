@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from daifi_flows._step import StepEvent, StepState
+from daifi_flows._step import StepEvent, StepState, dai
 from daifi_flows.cnft import ComputeNFT
 from daifi_flows.verify import Report, Status
 
@@ -93,34 +94,43 @@ def print_results(console: Console, answer: str, action: Any, steps: Sequence[Co
     console.print(Panel(escape(answer), title="Answer", border_style="green"))
     console.print(Panel(escape(str(action)), title="Action", border_style="blue"))
     table = Table(title="Compute NFTs", title_justify="left")
-    for column in ("step", "token", "scheme", "signers", "confidence", "paid", "block", "bundle"):
-        table.add_column(column, overflow="fold")
+    for column in ("step", "proof", "signers", "confidence", "paid", "block"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("bundle", overflow="fold")
     for step in steps:
         table.add_row(
             step.name,
-            f"0x{step.token_id.hex()[:10]}…",
-            f"{step.spec.scheme} ({step.proof_bytes:,} B)",
-            f"{step.attestation.signers.bit_count()}/21",
+            f"{step.spec.scheme}, {step.proof_bytes:,} B",
+            str(step.attestation.signers.bit_count()),
             f"{step.attestation.confidence_ppm / 1e6:.4f}",
-            f"{paid_wei(step) / 10**18:.4f} DAi",
+            dai(paid_wei(step)),
             str(step.receipt.header.height),
-            str(step.bundle),
+            _short_path(step.bundle),
         )
     console.print(table)
     failed = [(step.name, attempt) for step in steps for attempt in step.attempts]
     if failed:
         table = Table(title="Rejected and lost executions", title_justify="left")
-        for column in ("step", "node", "what happened", "slashed", "why"):
-            table.add_column(column, overflow="fold")
+        for column in ("step", "node", "what happened", "slashed"):
+            table.add_column(column, no_wrap=True)
+        table.add_column("why", overflow="fold")
         for name, attempt in failed:
             table.add_row(
                 name,
                 str(attempt["node"]),
                 str(attempt["state"]),
-                f"{attempt['slashed_wei'] / 10**18:.4f} DAi",
+                dai(attempt["slashed_wei"]),
                 escape(str(attempt["reason"])),
             )
         console.print(table)
+
+
+def _short_path(path: Path) -> str:
+    """Relative to where the user is, when that is shorter."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def paid_wei(step: ComputeNFT) -> int:

@@ -75,7 +75,7 @@ def explain(candidates: list[Candidate]) -> str:
     """Why the first candidate was chosen, as a sentence."""
     best = candidates[0]
     facts = (
-        f"{best.node.price_wei} wei, reputation {best.reputation_ppm / PPM:.2f}, "
+        f"{best.node.price_wei / 10**18:g} DAi, reputation {best.reputation_ppm / PPM:.2f}, "
         f"{best.load} running"
     )
     if len(candidates) == 1:
