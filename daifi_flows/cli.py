@@ -61,6 +61,7 @@ def _quiet(debug: bool) -> None:
         return
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     console = logging.StreamHandler(sys.stderr)
     console.setLevel(logging.ERROR)

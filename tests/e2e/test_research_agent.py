@@ -157,6 +157,22 @@ def test_another_committee_is_not_believed(run: Run, tmp_path: Path) -> None:
         assert {"committee signature", "certified block"} <= failed
 
 
+def test_models_loaded_from_several_threads_at_once_are_whole(settings: Settings) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from daifi_flows.fabric import resolve_llm
+
+    llm = resolve_llm(settings, None, None)
+    for _ in range(3):
+        reference = EngineReference(settings, settings.home_path / "cache" / "auditor")
+        with ThreadPoolExecutor(4) as pool:
+            loads = [pool.submit(reference.warm, llm) for _ in range(2)]
+            rows = [pool.submit(reference.embed, ["a seat"]) for _ in range(2)]
+            assert [load.result() for load in loads] == [None, None]
+            assert (rows[0].result() == rows[1].result()).all()
+        reference.close()
+
+
 def _flips(data: bytes, count: int, chaos: random.Random) -> Iterator[bytes]:
     edges = {0, 1, len(data) // 2, len(data) - 2, len(data) - 1}
     places = edges | {chaos.randrange(len(data)) for _ in range(count)}

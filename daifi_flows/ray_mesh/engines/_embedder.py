@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from daifi_flows.errors import EngineError, ModelError
 from daifi_flows.ray_mesh._models import LocalModel
+from daifi_flows.ray_mesh.engines._loading import LOADING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,9 +65,10 @@ class Embedder:
             transformers.utils.logging.disable_progress_bar()
             try:
                 # On the CPU: two kinds of device would differ by more than the scores' tolerance.
-                self._loaded = SentenceTransformer(
-                    str(self.model.location), device="cpu", local_files_only=True
-                )
+                with LOADING:
+                    self._loaded = SentenceTransformer(
+                        str(self.model.location), device="cpu", local_files_only=True
+                    )
             except (OSError, ValueError, KeyError, RuntimeError) as error:
                 raise ModelError(
                     f"model {self.model.ref.name!r} cannot be loaded as an embedding model: {error}"

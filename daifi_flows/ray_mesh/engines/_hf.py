@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from daifi_flows.errors import ModelError
 from daifi_flows.ray_mesh._models import LocalModel
+from daifi_flows.ray_mesh.engines._loading import LOADING
 
 __all__ = [
     "PRECISIONS",
@@ -121,7 +122,7 @@ def _convert(model: LocalModel, target: Path) -> None:
     file = model.location
     draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        with _quiet(), torch.inference_mode():
+        with LOADING, _quiet(), torch.inference_mode():
             weights: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent,
                 gguf_file=file.name,
@@ -183,7 +184,7 @@ def load_causal(folder: Path, precision: str) -> Any:
 
     dtype = torch_dtype(precision)
     try:
-        with _quiet():
+        with LOADING, _quiet():
             weights: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True
             )
