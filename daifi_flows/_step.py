@@ -13,14 +13,14 @@ __all__ = ["StepEvent", "StepRequest", "StepState", "dai"]
 
 
 def dai(amount_wei: int) -> str:
-    """An amount for people: up to six decimals, in DAi (10^18 wei).
+    """An amount for people, exact, in DAi (10^18 wei).
 
     >>> dai(10**16), dai(25 * 10**18)
     ('0.01 DAi', '25 DAi')
     """
     whole, rest = divmod(amount_wei, 10**18)
-    decimals = f"{rest // 10**12:06d}".rstrip("0")
-    return f"{whole:,}{'.' + decimals if decimals else ''} DAi"
+    fraction = f"{rest:018d}".rstrip("0")
+    return f"{whole}.{fraction} DAi" if fraction else f"{whole} DAi"
 
 
 class StepState(StrEnum):

@@ -5,8 +5,9 @@ logits, never negative, 0 when the verifier would have chosen the same token. Ho
 from the verifier by rounding only, so their margins are almost all 0, with a few near ties; other
 weights, prompts or seeds give many margins of about a logit, edited text a few of several logits.
 
-Measured on SmolLM2-135M-Instruct, 6 retrieval prompts of 11 to 64 tokens per row, verified by bf16
-and by fp32 (2026-11, two CPU cores; temperatures 0 and 0.7 alike):
+Measured on SmolLM2-135M-Instruct, 6 retrieval prompts with answers of 11 to 64 tokens per row,
+verified by bf16 and by fp32 (2026-11, two CPU cores; temperatures 0 and 0.7 alike; a run or two of
+int4 may fall to either side of the invalid limit, none was valid):
 
 ==================  ==================  =================  ========================
 the node ran        mean margin         largest margin     decision
@@ -14,7 +15,7 @@ the node ran        mean margin         largest margin     decision
 bf16                0 to 0.013          0 to 0.33          all valid, ≥ 996,700 ppm
 fp32                0 to 0.003          0 to 0.19          all valid
 int8 per channel    0 to 0.013          0 to 0.31          all valid (not told apart)
-int4, groups of 64  0.057 to 0.88       0.88 to 4.8        23 of 24 invalid, 1 unclear
+int4, groups of 64  0.057 to 0.88       0.88 to 4.8        22 of 24 invalid, rest unclear
 another seed        0.30 to 0.74                           all invalid
 one word edited                         16 to 28           all invalid
 ==================  ==================  =================  ========================
@@ -41,7 +42,8 @@ CLIP: Final = 8.0
 VALID_SUM: Final = (0.75, 0.01)
 INVALID_SUM: Final = (1.0, 0.03)
 """Sum of clipped margins: ``a + b·n`` for n tokens. The constant admits a near tie or two in a
-short output; the slopes are at and above the largest honest mean, and below the smallest int4 one.
+short output; the slopes lie about and above the largest honest mean, and below the smallest int4
+one.
 """
 
 VALID_MAX: Final = 0.75

@@ -32,10 +32,11 @@ class TokenDifrScheme:
 
     Against whom: a node that runs other weights (another model, a quantised one), another prompt,
     sampler or seed, edits or cuts the text, or replays an answer, as long as verifiers are honest.
-    Cost: nothing for the node; one prefill for the verifier (about a twentieth of generating).
+    Cost: nothing for the node; one prefill for the verifier (SmolLM2 on two CPU cores, 96 tokens
+    after prompts of 430 and 739: 0.6 and 0.9 s, against 4.3 and 5.4 s of generating).
 
     Does not prove: that the node computed rather than copied a right answer; which precision or
-    hardware it used, where the tokens do not show it (int8 per channel looks honest over 100
+    hardware it used, where the tokens do not show it (int8 per channel looks honest over 64
     tokens); anything over tokens that all models agree on. A node may swap a token for one within
     a near tie. The payload shows prompt and output tokens to whoever holds the proof.
     """

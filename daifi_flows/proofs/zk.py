@@ -70,9 +70,9 @@ class ZkScheme:
     secret could forge (see :func:`daifi_flows.proofs._circuit.prepare`). As weights and vector are
     public here, the verifier also recomputes the integers, which needs no such trust.
 
-    Cost (two cores; 4 tools, then 64): compiling once 0.3 s, 1.6 s; proving 0.3 s, 1.7 s; payload
-    3.0 kB, 21 kB; verifying 0.07 s, 0.09 s, process start included. The node alone pays for the
-    proving, in less than 100 MB of memory.
+    Cost (two cores; 4 tools, then 64): compiling and setup once 0.3 s, 1.6 s; proving 0.28 to
+    0.33 s, 1.7 s; verifying 0.05 to 0.08 s, 0.09 s, process start included; payload 3.0 kB (2.1 kB
+    of it the SNARK), 21 kB. The node alone pays for the proving, in less than 100 MB of memory.
 
     Does not prove: that the node computed the embedding itself; anything about a tool's effects.
     Nothing is hidden: the vector is in the payload, and an embedding tells much about its text. A

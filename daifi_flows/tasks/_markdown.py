@@ -5,29 +5,19 @@ from __future__ import annotations
 import html
 import json
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from daifi_flows._step import dai
 from daifi_flows.cnft import ComputeNFT
 
-__all__ = ["GraphNode", "card", "dai", "graph_markdown", "graph_svg", "slug"]
+__all__ = ["GraphNode", "card", "graph_markdown", "graph_svg", "slug"]
 
-_DAI = 10**18
 _EXCERPT_CHARS = 1_500
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
 """Control characters, and the marks that make text read in another order than it is written."""
-
-
-def dai(amount_wei: int) -> str:
-    """An amount for people, exact.
-
-    >>> dai(12_500_000_000_000_000)
-    '0.0125 DAi'
-    """
-    whole, rest = divmod(amount_wei, _DAI)
-    fraction = f"{rest:018d}".rstrip("0")
-    return f"{whole}.{fraction} DAi" if fraction else f"{whole} DAi"
 
 
 def slug(text: str) -> str:
@@ -63,9 +53,10 @@ def _excerpt(value: Any) -> str:
         text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
     except (TypeError, ValueError):
         text = repr(value)
-    if len(text) <= _EXCERPT_CHARS:
-        return str(text)
-    return f"{text[:_EXCERPT_CHARS]}…\n[{len(text) - _EXCERPT_CHARS} more characters]"
+    text, more = text[:_EXCERPT_CHARS], len(text) - _EXCERPT_CHARS
+    # Code blocks do not wrap in the UI.
+    lines = [textwrap.fill(line, 100, break_long_words=False) for line in text.splitlines()]
+    return "\n".join(lines) + (f"…\n[{more} more characters]" if more > 0 else "")
 
 
 def _seats(bitmap: int) -> list[int]:
