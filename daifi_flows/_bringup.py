@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from daifi_flows._home import Home, take_home, write_atomic, write_committee
+from daifi_flows._sync import run_sync
 from daifi_flows.cnft import Committee, ModelRef
 from daifi_flows.errors import ConfigError, DaifiError, EncodingError
 from daifi_flows.judges import make_committee
@@ -77,8 +78,6 @@ def bring_up(
     Raises:
         ConfigError, LedgerError, MeshError: see :meth:`Fabric.local`; nothing stays behind.
     """
-    from daifi_flows.fabric import run_sync
-
     with ExitStack() as stack:
         home = take_home(settings.home_path)
         stack.callback(home.close)
@@ -194,8 +193,7 @@ def _genesis(home: Home, settings: Settings, committee: Committee) -> Genesis:
 
 def _node_configs(home: Home, settings: Settings, dishonest: Sequence[str]) -> list[NodeConfig]:
     """This machine's nodes: the honest ones, and on demand cheats that undercut them."""
-    from daifi_flows.fabric import resolve_llm
-    from daifi_flows.ray_mesh import NodeConfig, resolve
+    from daifi_flows.ray_mesh import NodeConfig, resolve, resolve_llm
 
     engines = ["transformers", "retrieval", "onnx-policy", "function"]
     if find_spec("vllm") is not None:

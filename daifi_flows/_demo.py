@@ -16,8 +16,8 @@ from daifi_flows._terminal import Progress, paid_wei, print_results
 from daifi_flows.cnft import Committee, ComputeNFT
 from daifi_flows.corpus import Corpus
 from daifi_flows.errors import ConfigError
-from daifi_flows.fabric import Fabric, resolve_llm
-from daifi_flows.ray_mesh import Dishonesty
+from daifi_flows.fabric import Fabric
+from daifi_flows.ray_mesh import Dishonesty, resolve_llm
 from daifi_flows.settings import Settings
 from daifi_flows.tasks import load_flow, start_prefect
 from daifi_flows.tasks._shipped import shipped

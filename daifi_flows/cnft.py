@@ -15,20 +15,30 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Final, Self, TypeVar
+from typing import Annotated, Any
 
-from eth_utils.address import is_checksum_address
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from daifi_flows._noun import (
+    PPM,
+    Address,
+    Bytes32,
+    Bytes48,
+    Bytes65,
+    Bytes96,
+    Cid,
+    Label,
+    Noun,
+    Ppm,
+    Raw,
+    Uint,
+    Wei,
+)
 from daifi_flows.encoding import (
-    MAX_CBOR_BYTES,
     canonical,
     canonical_json,
     cid_of,
-    cid_sha256,
-    decode_canonical,
     keccak256,
     merkle_root,
     tagged_hash,
@@ -41,6 +51,9 @@ __all__ = [
     "Attestation",
     "BlockHeader",
     "Bytes32",
+    "Bytes48",
+    "Bytes65",
+    "Bytes96",
     "Cid",
     "Committee",
     "ComputeNFT",
@@ -48,6 +61,7 @@ __all__ = [
     "CoreMetadata",
     "Decision",
     "Execution",
+    "Label",
     "Materials",
     "ModelFile",
     "ModelManifest",
@@ -60,6 +74,7 @@ __all__ = [
     "Proof",
     "ProofHeader",
     "QuorumCertificate",
+    "Raw",
     "Receipt",
     "Review",
     "ReviewRequest",
@@ -81,139 +96,6 @@ __all__ = [
     "proof_digest",
     "token_id_of",
 ]
-
-PPM: Final = 1_000_000
-"""One, in parts per million."""
-
-N = TypeVar("N", bound="Noun")
-
-
-def _from_hex(value: Any) -> Any:
-    if isinstance(value, str):
-        if not value.startswith("0x") or value != value.lower():
-            raise ValueError("bytes in JSON are lower-case hex with a 0x prefix")
-        return bytes.fromhex(value[2:])
-    return value
-
-
-def _to_wei(value: Any) -> Any:
-    if isinstance(value, bytes):
-        if len(value) != 32:
-            raise ValueError("an amount is 32 bytes, big-endian")
-        return int.from_bytes(value, "big")
-    if isinstance(value, str):
-        if not value.isdecimal() or str(int(value)) != value:
-            raise ValueError("an amount in JSON is a decimal text")
-        return int(value)
-    return value
-
-
-@lru_cache(maxsize=65_536)  # a chain names few addresses, and each many times
-def _checksummed(value: str) -> str:
-    if not is_checksum_address(value):
-        raise ValueError("an address is 0x and 40 hex digits with its EIP-55 checksum")
-    return value
-
-
-@lru_cache(maxsize=8_192)
-def _canonical_cid(value: str) -> str:
-    try:
-        cid_sha256(value)
-    except EncodingError as error:
-        raise ValueError(str(error)) from error
-    return value
-
-
-Uint = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
-Ppm = Annotated[int, Field(ge=0, le=PPM, strict=True)]
-Wei = Annotated[int, BeforeValidator(_to_wei), Field(ge=0, lt=2**256, strict=True)]
-Raw = Annotated[bytes, BeforeValidator(_from_hex), Field(strict=True)]
-Bytes32 = Annotated[bytes, BeforeValidator(_from_hex), Field(min_length=32, max_length=32)]
-Bytes48 = Annotated[bytes, BeforeValidator(_from_hex), Field(min_length=48, max_length=48)]
-Bytes65 = Annotated[bytes, BeforeValidator(_from_hex), Field(min_length=65, max_length=65)]
-Bytes96 = Annotated[bytes, BeforeValidator(_from_hex), Field(min_length=96, max_length=96)]
-Address = Annotated[str, AfterValidator(_checksummed)]
-Cid = Annotated[str, AfterValidator(_canonical_cid)]
-Label = Annotated[str, Field(min_length=1, max_length=256)]
-
-
-class Noun(BaseModel):
-    """Base of every shared value: immutable, no unknown fields, one encoding."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="hex")
-
-    def plain(self) -> dict[str, Any]:
-        """Maps, lists, integers, bytes and text, ready for :func:`encoding.canonical`."""
-        return {
-            name: _plain(name, value)
-            for name in type(self).model_fields
-            if (value := getattr(self, name)) is not None
-        }
-
-    def canonical(self) -> bytes:
-        """The DAG-CBOR that is hashed and signed."""
-        return canonical(self.plain())
-
-    @classmethod
-    def from_canonical(cls, data: bytes, *, max_bytes: int = MAX_CBOR_BYTES) -> Self:
-        """Parse what :meth:`canonical` wrote; anything else is refused.
-
-        Raises:
-            EncodingError: not canonical, or not this noun.
-        """
-        noun = cls.from_plain(decode_canonical(data, max_bytes=max_bytes))
-        if noun.canonical() != data:
-            raise EncodingError(f"not the canonical form of a {cls.__name__}")
-        return noun
-
-    @classmethod
-    def from_plain(cls, value: Any) -> Self:
-        """Build from maps and lists, hex or bytes.
-
-        Raises:
-            EncodingError: a field is missing, unknown or out of range.
-        """
-        try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "value"
-            raise EncodingError(f"not a {cls.__name__}: {where}: {first['msg']}") from error
-
-    def jsonable(self) -> dict[str, Any]:
-        """The same value as JSON types: hex for bytes, decimal text for wei."""
-        return {
-            name: _jsonable(name, value)
-            for name in type(self).model_fields
-            if (value := getattr(self, name)) is not None
-        }
-
-
-def _plain(name: str, value: Any) -> Any:
-    if isinstance(value, Noun):
-        return value.plain()
-    if isinstance(value, StrEnum):
-        return value.value
-    if isinstance(value, tuple | list):
-        return [_plain(name, item) for item in value]
-    if isinstance(value, int) and name.endswith("_wei"):
-        return value.to_bytes(32, "big")
-    return value
-
-
-def _jsonable(name: str, value: Any) -> Any:
-    if isinstance(value, Noun):
-        return value.jsonable()
-    if isinstance(value, StrEnum):
-        return value.value
-    if isinstance(value, tuple | list):
-        return [_jsonable(name, item) for item in value]
-    if isinstance(value, bytes):
-        return "0x" + value.hex()
-    if isinstance(value, int) and name.endswith("_wei"):
-        return str(value)
-    return value
-
 
 # What a step is asked to do
 

@@ -7,20 +7,19 @@ process behind when closed.
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import logging
-import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 from daifi_flows._bringup import Parts, bring_up
 from daifi_flows._life import Life
 from daifi_flows._step import StepEvent, StepRequest
+from daifi_flows._sync import run_sync
 from daifi_flows.cnft import BlockHeader, Committee, ComputeNFT, ModelRef
-from daifi_flows.errors import ConfigError, EngineError
+from daifi_flows.errors import ConfigError
 from daifi_flows.keys import Account
 from daifi_flows.ledger import Settlement, SupplyReport
 from daifi_flows.settings import Settings
@@ -32,32 +31,12 @@ __all__ = ["Fabric", "Observer"]
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 Observer = Callable[[StepEvent], None]
 
 _current: contextvars.ContextVar[Fabric | None] = contextvars.ContextVar(
     "daifi_fabric", default=None
 )
 _open: list[Fabric] = []
-
-
-def run_sync(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, whether or not this thread already runs a loop."""
-    outcome: list[T] = []
-    failure: list[BaseException] = []
-
-    def target() -> None:
-        try:
-            outcome.append(asyncio.run(work))
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=target, name="daifi-sync")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return outcome[0]
 
 
 def _silent(_what: str) -> None:
@@ -268,6 +247,8 @@ class Fabric:
             EngineError: the engine is unknown.
             ModelError: the model is unknown, or its files do not match the expected digest.
         """
+        from daifi_flows.ray_mesh import resolve_llm
+
         return resolve_llm(self.settings, model, engine)
 
     def embedding_model(self) -> ModelRef:
@@ -297,19 +278,3 @@ class Fabric:
             f"ready: {self._parts.node_count} node(s), {seats} seats on {hosts} host(s), "
             f"ledger at block {header.height}"
         )
-
-
-def resolve_llm(settings: Settings, model: str | None, engine: str | None) -> ModelRef:
-    """See :meth:`Fabric.resolve_llm`; needs no running fabric."""
-    from daifi_flows.ray_mesh import resolve
-
-    chosen = engine or settings.engine
-    if chosen not in ("transformers", "vllm"):
-        raise EngineError(f"engine {chosen!r} is unknown: use transformers or vllm")
-    digest = None
-    if settings.model_digest is not None and (model is None or model == settings.model):
-        try:
-            digest = bytes.fromhex(settings.model_digest.removeprefix("0x"))
-        except ValueError as error:
-            raise ConfigError(f"model digest {settings.model_digest!r} is not hex") from error
-    return resolve(model or settings.model, chosen, expected_digest=digest).ref

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from daifi_flows.ray_mesh._adversary import Dishonesty
     from daifi_flows.ray_mesh._engines import ENGINES
-    from daifi_flows.ray_mesh._models import LocalModel, resolve
+    from daifi_flows.ray_mesh._models import LocalModel, resolve, resolve_llm
     from daifi_flows.ray_mesh._node import NodeConfig
     from daifi_flows.ray_mesh.actor import Mesh
     from daifi_flows.ray_mesh.reference import EngineReference
@@ -24,6 +24,7 @@ __all__ = [
     "Mesh",
     "NodeConfig",
     "resolve",
+    "resolve_llm",
 ]
 
 _HOMES: Final = {
@@ -34,6 +35,7 @@ _HOMES: Final = {
     "Mesh": "actor",
     "NodeConfig": "_node",
     "resolve": "_models",
+    "resolve_llm": "_models",
 }
 
 

@@ -22,8 +22,9 @@ from daifi_flows.cnft import (
     manifest_digest,
     model_digest,
 )
-from daifi_flows.errors import ModelError
+from daifi_flows.errors import ConfigError, EngineError, ModelError
 from daifi_flows.keys import Account
+from daifi_flows.settings import Settings
 
 __all__ = [
     "DEFAULT_PRECISION",
@@ -33,6 +34,7 @@ __all__ = [
     "inline_model",
     "manifest",
     "resolve",
+    "resolve_llm",
 ]
 
 _CHUNK: Final = 1 << 22
@@ -264,3 +266,23 @@ def manifest(model: LocalModel, account: Account) -> ModelManifest:
         signer=account.address,
         signature=account.sign(manifest_digest(model.ref, model.files, account.address)),
     )
+
+
+def resolve_llm(settings: Settings, model: str | None, engine: str | None) -> ModelRef:
+    """The LLM of a step by the settings, or as named.
+
+    Raises:
+        EngineError: the engine is unknown.
+        ConfigError: the expected digest is not hex.
+        ModelError: the model is unknown, or its files do not match the expected digest.
+    """
+    chosen = engine or settings.engine
+    if chosen not in ("transformers", "vllm"):
+        raise EngineError(f"engine {chosen!r} is unknown: use transformers or vllm")
+    digest = None
+    if settings.model_digest is not None and (model is None or model == settings.model):
+        try:
+            digest = bytes.fromhex(settings.model_digest.removeprefix("0x"))
+        except ValueError as error:
+            raise ConfigError(f"model digest {settings.model_digest!r} is not hex") from error
+    return resolve(model or settings.model, chosen, expected_digest=digest).ref

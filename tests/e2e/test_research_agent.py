@@ -160,7 +160,7 @@ def test_another_committee_is_not_believed(run: Run, tmp_path: Path) -> None:
 def test_models_loaded_from_several_threads_at_once_are_whole(settings: Settings) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    from daifi_flows.fabric import resolve_llm
+    from daifi_flows.ray_mesh import resolve_llm
 
     llm = resolve_llm(settings, None, None)
     for _ in range(3):
