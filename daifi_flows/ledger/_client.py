@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import random
+import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 from daifi_flows.cnft import (
     Attestation,
@@ -48,8 +53,76 @@ from daifi_flows.ledger._transactions import (
 
 __all__ = ["LedgerClient", "Port"]
 
-_RESENDS: Final = 32
-"""Each is another process that signed for the same account first, or a restart of the ledger."""
+_BACKOFF_S: Final = (0.01, 1.0)
+"""The first and the longest pause before a transaction is signed again, less a random part."""
+
+_LOOK_S: Final = 0.25
+"""How often a waiter looks by itself, should the wake-up have gone to a loop that died."""
+
+
+class _Turn:
+    """A lock over all threads and event loops of this process; blocks none of them.
+
+    A waiter is only told that it may try: it owns nothing before it resumes, so one that is
+    cancelled, or whose loop is gone, never leaves the lock held.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = deque()
+
+    async def __aenter__(self) -> None:
+        if not self._waiting and self._lock.acquire(blocking=False):
+            return
+        woken = asyncio.Event()
+        me = (asyncio.get_running_loop(), woken)
+        self._waiting.append(me)
+        try:
+            # In the queue first, then try: whoever holds the lock now wakes the queue afterwards.
+            while not self._lock.acquire(blocking=False):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_S):
+                        await woken.wait()
+                if woken.is_set():
+                    woken.clear()
+                    self._waiting.appendleft(me)  # a newcomer may have been faster: stay first
+        except BaseException:
+            self._leave(me)
+            if not self._lock.locked():
+                self._wake()  # the wake-up that came to this waiter was meant for the next
+            raise
+        self._leave(me)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+        self._wake()
+
+    def _leave(self, me: tuple[asyncio.AbstractEventLoop, asyncio.Event]) -> None:
+        with suppress(ValueError, IndexError):
+            self._waiting.remove(me)
+
+    def _wake(self) -> None:
+        while self._waiting:
+            try:
+                loop, woken = self._waiting.popleft()
+                loop.call_soon_threadsafe(woken.set)
+            except (IndexError, RuntimeError):
+                continue  # another thread took the last one; or that loop is closed
+            return
+
+
+_turns: WeakValueDictionary[tuple[int, bytes, str], _Turn] = WeakValueDictionary()
+_turns_guard: Final = threading.Lock()
+
+
+def _turn_of(ledger_id: bytes, address: str) -> _Turn:
+    """The one lock for an account's nonces on a ledger in this process (not its parent's)."""
+    key = (os.getpid(), ledger_id, address)
+    with _turns_guard:
+        turn = _turns.get(key)
+        if turn is None:
+            turn = _turns[key] = _Turn()
+        return turn
 
 
 class Port(Protocol):
@@ -75,17 +148,16 @@ class LedgerClient:
 
     Args:
         port: a running :class:`~daifi_flows.ledger.LedgerService`, or a way to one.
-        patience_s: how long a call waits for a quorum that stalls before it gives up.
+        patience_s: how long a call waits for a quorum that stalls, or goes on signing again while
+            other processes sign for the same account, before it gives up.
+
+    One client may be used from many threads and event loops at once.
     """
 
     def __init__(self, port: Port, ledger_id: bytes, *, patience_s: float = 60.0) -> None:
         self._port = port
         self._ledger_id = ledger_id
         self._patience_s = patience_s
-        # A lock belongs to one event loop; a program may use several, one after another.
-        self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Lock]] = (
-            WeakKeyDictionary()
-        )
 
     @property
     def ledger_id(self) -> bytes:
@@ -252,31 +324,38 @@ class LedgerClient:
         first one's: so it can never take effect twice.
         """
         who = {"sender": account.address}
-        locks = self._locks.setdefault(asyncio.get_running_loop(), {})
-        lock = locks.setdefault(account.address, asyncio.Lock())
-        give_up = time.monotonic() + self._patience_s
-        refused: TransactionRefused | None = None
-        for _ in range(_RESENDS):
-            async with lock:
-                nonce = await self._port.next_nonce(account.address)
-                tx = make(who, nonce).signed(account, self._ledger_id)
-                if (done := await self._done(tx)) is not None:
-                    return await self._wait(done, give_up)
-                try:
-                    tx_id = await self._port.enqueue(tx.encode())
-                except TransactionRefused as error:
-                    refused = error
-                    if (done := await self._done(tx)) is not None:
-                        return await self._wait(done, give_up)
-                    if error.details.get("code") == "bad-nonce":
-                        continue  # another process signs for this account too
-                    raise
+        turn = _turn_of(self._ledger_id, account.address)
+        give_up: float | None = None
+        pause_s, longest_s = _BACKOFF_S
+        while True:
             try:
-                return await self._wait(tx_id, give_up)
+                async with turn:
+                    nonce = await self._port.next_nonce(account.address)
+                    tx = make(who, nonce).signed(account, self._ledger_id)
+                    tx_id = await self._done(tx) or await self._enqueue(tx)
             except TransactionRefused as error:
-                refused = error  # the ledger restarted before it journaled this: send again
-        assert refused is not None
-        raise refused
+                if error.details.get("code") != "bad-nonce":
+                    raise
+                refused = error  # another process signs for this account too
+            else:
+                try:
+                    return await self._wait(tx_id)
+                except TransactionRefused as error:
+                    refused = error  # the ledger restarted before it journaled this: send again
+            now = time.monotonic()
+            give_up = now + self._patience_s if give_up is None else give_up
+            if now >= give_up:
+                raise refused
+            await asyncio.sleep(random.uniform(0, pause_s))
+            pause_s = min(2 * pause_s, longest_s)
+
+    async def _enqueue(self, tx: Transaction) -> bytes:
+        try:
+            return await self._port.enqueue(tx.encode())
+        except TransactionRefused:
+            if (done := await self._done(tx)) is not None:
+                return done
+            raise
 
     async def _done(self, tx: Transaction) -> bytes | None:
         """The transaction that already did this, when it did exactly this.
@@ -297,7 +376,8 @@ class LedgerClient:
             code="duplicate",
         )
 
-    async def _wait(self, tx_id: bytes, give_up: float) -> Receipt:
+    async def _wait(self, tx_id: bytes) -> Receipt:
+        give_up = time.monotonic() + self._patience_s
         while True:
             try:
                 return await self._port.wait(tx_id)
