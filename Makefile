@@ -4,7 +4,7 @@
 #   make vllm    add vLLM (CPU build) to the environment, for `daifi demo --engine vllm`
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-vllm lint format vllm screenshots clean
+.PHONY: demo test test-vllm lint format vllm clean
 
 VENV := .venv
 BIN := $(VENV)/bin

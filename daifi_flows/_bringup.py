@@ -165,7 +165,7 @@ def _genesis(home: Home, settings: Settings, committee: Committee) -> Genesis:
     if path.exists():
         try:
             genesis = Genesis.from_canonical(path.read_bytes())
-        except EncodingError as error:
+        except (OSError, EncodingError) as error:
             raise ConfigError(
                 f"{path} is damaged: restore it, or remove {home.root} to start a new ledger"
             ) from error
@@ -268,8 +268,45 @@ def _environment(**values: str) -> Generator[None]:
 def _start_ray(settings: Settings, address: str | None, namespace: str, stack: ExitStack) -> None:
     import ray
 
-    if ray.is_initialized():
-        return  # the caller's own Ray: used, and left running
+    with _RAY.lock:
+        if ray.is_initialized():
+            running = str(ray.get_runtime_context().gcs_address)
+            if address not in (None, "auto", running):
+                raise ConfigError(
+                    f"this process already uses the Ray cluster at {running}: close that first, or "
+                    f"connect to {address} from another process"
+                )
+            if not _RAY.users:
+                return  # the caller's own Ray: used, and left running
+        else:
+            _init_ray(settings, address, namespace)
+        _RAY.users += 1
+        stack.callback(_leave_ray)
+
+
+@dataclass
+class _SharedRay:
+    """The Ray that fabrics of this process started, and how many of them use it."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    users: int = 0
+
+
+_RAY: Final = _SharedRay()
+
+
+def _leave_ray() -> None:
+    import ray
+
+    with _RAY.lock:
+        _RAY.users -= 1
+        if _RAY.users == 0:
+            ray.shutdown()
+
+
+def _init_ray(settings: Settings, address: str | None, namespace: str) -> None:
+    import ray
+
     if address is not None and address != "auto":
         _must_answer(address)
     options: dict[str, Any] = {
@@ -301,7 +338,6 @@ def _start_ray(settings: Settings, address: str | None, namespace: str, stack: E
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = "on this machine" if address is None else f"at {address}"
         raise ConfigError(f"Ray cannot be used {where}: {error}") from error
-    stack.callback(ray.shutdown)
 
 
 def _must_answer(address: str) -> None:
@@ -327,6 +363,6 @@ def _pin_here() -> dict[str, float]:
 def _kill(actors: list[Any]) -> None:
     import ray
 
-    for actor in actors:
+    for actor in actors if ray.is_initialized() else []:
         with suppress(Exception):  # the cluster may be gone already
             ray.kill(actor, no_restart=True)

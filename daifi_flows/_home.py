@@ -1,11 +1,13 @@
 """Where a fabric keeps things on disk, and the lock that gives each running fabric its own place.
 
     home/
-      cache/            circuits, SRS, converted models: shared, safe under concurrency
+      cache/            converted models, indexes, circuits: shared, safe under concurrency; the
+                        nodes, the seats and the auditor have one each and trust only their own
       local-0/          one ledger with its keys, journals, indexes and bundles
         lock  keys/  ledger.sqlite  genesis.cbor  committee.json
-        node/  seats/   caches of the nodes and of the seat hosts: neither trusts the other's
+        seats/        the seats' journal: what they voted and signed
         steps/        what each step asked, written before money moves
+        results/      what nodes answered, written before it is committed
         drafts/       accepted results, written before they are settled
         effects/      one file a token: an after-settlement action runs at most once
         bundles/
@@ -108,6 +110,10 @@ class Home:
         """File of an accepted, not yet bundled result."""
         return self.root / "drafts" / f"{task_id.hex()}.cbor"
 
+    def result_path(self, task_id: bytes) -> Path:
+        """File of a node's result, written before it is committed."""
+        return self.root / "results" / f"{task_id.hex()}.cbor"
+
     def effect_path(self, token_id: bytes) -> Path:
         """File of an after-settlement action."""
         return self.root / "effects" / f"{token_id.hex()}.json"
@@ -127,6 +133,7 @@ def take_home(base: Path, prefix: str = "local") -> Home:
         root = base / f"{prefix}-{number}"
         try:
             root.mkdir(parents=True, exist_ok=True)
+            root.chmod(0o700)  # keys, and outputs before they are sealed
             lock = (root / "lock").open("a+")
         except OSError as error:
             raise ConfigError(

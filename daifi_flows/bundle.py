@@ -61,6 +61,9 @@ FILES: Final = ("metadata.json", "model_attestation", "output_tensor", "zk_proof
 MAX_FILE_BYTES: Final = 128 * 1024 * 1024
 """Largest file of a bundle: one level of UnixFS links (174 × 1 MiB) holds it."""
 
+MAX_EFFECT_CHARS: Final = 1_000_000
+"""Longest return value of an after-settlement action, as JSON text."""
+
 _CHUNK: Final = 1024 * 1024
 
 
@@ -68,8 +71,22 @@ class Effect(Noun):
     """What a step's after-settlement action returned, committed on the ledger by its own
     transaction. ``value_json`` is canonical JSON text."""
 
-    value_json: Annotated[str, Field(max_length=1_000_000)]
+    value_json: Annotated[str, Field(max_length=MAX_EFFECT_CHARS)]
     receipt: Receipt
+
+    @staticmethod
+    def check(value_json: str) -> str:
+        """The text itself.
+
+        Raises:
+            BundleError: it is too long for a bundle.
+        """
+        if len(value_json) > MAX_EFFECT_CHARS:
+            raise BundleError(
+                f"the action returned {len(value_json)} characters of JSON and a bundle holds "
+                f"{MAX_EFFECT_CHARS}: return a path or an id instead"
+            )
+        return value_json
 
     @staticmethod
     def digest_of(token_id: bytes, value_json: str) -> bytes:
@@ -326,15 +343,16 @@ class Bundle:
         files: dict[str, bytes] = {}
         for cid, name in _links(blocks[root]):
             node = blocks.get(cid)
-            if node is None:
-                raise BundleError(f"the CAR file lacks the block of {name[:80]!r}")
+            if node is None or name not in FILES or name in files:
+                raise BundleError(f"the CAR file has no good block for {name[:80]!r}")
             if cid[1] == 0x70:
-                leaves = [blocks.get(leaf) for leaf, _ in _links(node)]
-                files[name] = b"".join(leaf or b"" for leaf in leaves)
+                # A small file may name one block many times: count before joining.
+                leaves = [blocks.get(leaf, b"") for leaf, _ in _links(node)]
+                if sum(map(len, leaves)) > MAX_FILE_BYTES:
+                    raise BundleError(f"{name!r} is larger than {MAX_FILE_BYTES} bytes")
+                files[name] = b"".join(leaves)
             else:
                 files[name] = node
-            if len(files[name]) > MAX_FILE_BYTES:
-                raise BundleError(f"{name[:80]!r} is larger than {MAX_FILE_BYTES} bytes")
         bundle = cls(files)
         if tuple(sorted(files)) != FILES or bundle.car() != data:
             raise BundleError(

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +17,10 @@ from rich.console import Console
 from daifi_flows.errors import ConfigError, DaifiError
 
 if TYPE_CHECKING:
-    from daifi_flows.cnft import Materials
+    from daifi_flows.cnft import Committee, Materials
     from daifi_flows.proofs import Reference
     from daifi_flows.settings import Settings
+    from daifi_flows.verify import Check, Report
 
 __all__ = ["app", "main"]
 
@@ -123,7 +125,7 @@ def verify(
     paths: Annotated[list[Path], typer.Argument(help="Bundle folders or .car files.")],
     committee: Annotated[
         Path | None,
-        typer.Option(help="Trusted committee keys (default: committee.json beside the bundle)."),
+        typer.Option(help="Trusted committee keys (default: those of your own ledgers)."),
     ] = None,
     corpus: Annotated[
         Path | None, typer.Option(help="Corpus for a retrieval whose corpus is not in the bundle.")
@@ -140,7 +142,6 @@ def verify(
 ) -> None:
     """Check bundles offline; exit 1 if any check fails."""
     _quiet(debug)
-    from daifi_flows._home import read_committee
     from daifi_flows._terminal import print_verification
     from daifi_flows.keys import Account
     from daifi_flows.settings import Settings
@@ -152,23 +153,18 @@ def verify(
     reader = Account.load(key) if key is not None else None
     reference = None if no_models else _reference(settings)
     materials = _corpus_materials(corpus)
-    reports = []
+    reports: list[Report] = []
     for path in paths:
-        anchor = committee or path.parent / "committee.json"
-        if committee is None and not anchor.is_file():
-            raise ConfigError(
-                f"there are no trusted committee keys for {path}: give --committee FILE"
-            )
-        reports.append(
-            verify_bundle(
-                path,
-                committee=read_committee(anchor),
-                reference=reference,
-                materials=materials,
-                reader=reader,
-                workdir=settings.home_path / "cache" / "auditor",
-            )
+        trusted, anchor = _anchor(path, committee, settings)
+        report = verify_bundle(
+            path,
+            committee=trusted,
+            reference=reference,
+            materials=materials,
+            reader=reader,
+            workdir=settings.home_path / "cache" / "auditor",
         )
+        reports.append(replace(report, checks=(anchor, *report.checks)))
     orphans = check_lineage(reports)
     if json_output:
         print(json.dumps([_report_json(report, orphans) for report in reports], indent=2))
@@ -182,10 +178,50 @@ def verify(
         raise typer.Exit(1)
 
 
+def _anchor(path: Path, given: Path | None, settings: Settings) -> tuple[Committee, Check]:
+    """Whose signatures are believed: the file given, else the committee of one of our own
+    ledgers, else, and it says so, the file that came with the bundle.
+
+    Raises:
+        ConfigError: there is none, or the file is damaged or not a sound committee.
+    """
+    from daifi_flows._home import read_committee
+    from daifi_flows.bundle import Bundle
+    from daifi_flows.errors import BundleError
+    from daifi_flows.judges import check_committee
+    from daifi_flows.verify import Check, Status
+
+    beside = path.parent / "committee.json"
+    if given is not None:
+        committee, status, where = read_committee(given), Status.PASSED, f"from {given}"
+    else:
+        try:
+            wanted = Bundle.read(path).metadata.receipt.header.committee
+        except BundleError:
+            wanted = b""
+        own = {
+            known.digest: (known, file)
+            for file in sorted(settings.home_path.glob("*/committee.json"))
+            for known in [read_committee(file)]
+        }
+        if wanted in own:
+            committee, file = own[wanted]
+            status, where = Status.PASSED, f"your own ledger's, {file}"
+        elif beside.is_file():
+            committee, status = read_committee(beside), Status.NOT_MADE
+            where = "they came with the bundle; compare with a copy you trust (--committee FILE)"
+        else:
+            raise ConfigError(
+                f"there are no trusted committee keys for {path}: give --committee FILE"
+            )
+    check_committee(committee)
+    return committee, Check("committee keys", status, f"0x{committee.digest.hex()}: {where}")
+
+
 def _reference(settings: Settings) -> Reference:
     from daifi_flows.ray_mesh import EngineReference
 
-    return EngineReference(settings, settings.home_path / "cache" / "auditor")
+    return EngineReference(settings, settings.home_path / "cache" / "auditor", fetch=False)
 
 
 def _corpus_materials(corpus: Path | None) -> Materials | None:

@@ -10,7 +10,6 @@ milliseconds). A noun has two encodings and each is unique:
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -41,6 +40,7 @@ from daifi_flows.encoding import (
     cid_of,
     keccak256,
     merkle_root,
+    parse_json,
     tagged_hash,
 )
 from daifi_flows.errors import EncodingError
@@ -160,10 +160,10 @@ class Content(Noun):
         """
         try:
             if self.media_type == "application/json":
-                return json.loads(self.data)
+                return parse_json(self.data)
             if self.media_type.startswith("text/"):
                 return self.data.decode()
-        except (ValueError, RecursionError) as error:
+        except (ValueError, EncodingError) as error:
             raise EncodingError(f"content is not valid {self.media_type}: {error}") from error
         return self.data
 
@@ -620,6 +620,8 @@ class CoreMetadata(Noun):
     proof_cid: Cid
     proof_file_cid: Cid
     manifest_cid: Cid
+    has_effect: Annotated[int, Field(ge=0, le=1, strict=True)] = 0
+    """1 when an action follows settlement, whose result gets a receipt of its own."""
 
     @property
     def digest(self) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -31,6 +32,7 @@ __all__ = [
     "merkle_proof",
     "merkle_proofs",
     "merkle_root",
+    "parse_json",
     "sha256",
     "tagged_hash",
     "verify_merkle",
@@ -96,6 +98,78 @@ def canonical(value: Any) -> bytes:
         raise EncodingError(f"value cannot be encoded as DAG-CBOR: {error}") from error
 
 
+# Libraries of this field raise Python's recursion limit (torch._dynamo, py_ecc), and then a nested
+# object of 50 kB overflows the C stack of a parser and kills the process. So nesting is bounded
+# before parsing. Few brackets cannot nest deeply: only then is the object walked.
+_SHALLOW: Final = 1_000
+_MAX_ITEMS: Final = 4_000_000
+_CBOR_CONTAINERS: Final = bytes(range(0x80, 0xDC))
+_JSON_TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
+
+
+def _bound_cbor(data: bytes) -> None:
+    """Refuse CBOR nested deeper than any parser's stack holds. Malformed bytes pass: the parser,
+    which goes the same way, refuses them."""
+    if len(data) - len(data.translate(None, _CBOR_CONTAINERS)) <= _SHALLOW:
+        return
+    open_items: list[int] = []
+    at = items = 0
+    while at < len(data):
+        items += 1
+        if items > _MAX_ITEMS:
+            raise EncodingError(f"object has more than {_MAX_ITEMS} items")
+        major, short = data[at] >> 5, data[at] & 31
+        at += 1
+        if short < 24:
+            argument = short
+        elif short < 28:
+            width = 1 << (short - 24)
+            argument = int.from_bytes(data[at : at + width], "big")
+            at += width
+        else:
+            return
+        if major in (2, 3):
+            at += argument
+        elif major >= 4 and major < 7:
+            open_items.append({4: argument, 5: 2 * argument, 6: 1}[major])
+            if len(open_items) > _SHALLOW:
+                raise EncodingError(f"object is nested deeper than {_SHALLOW} levels")
+            if argument:
+                continue
+        while open_items:
+            if open_items[-1] > 1:
+                open_items[-1] -= 1
+                break
+            open_items.pop()
+        if not open_items:
+            return
+
+
+def _bound_json(data: bytes) -> None:
+    """The same for JSON."""
+    if data.count(b"[") + data.count(b"{") <= _SHALLOW:
+        return
+    depth = 0
+    for token in _JSON_TOKENS.finditer(data):
+        first = data[token.start()]
+        depth += (first in b"[{") - (first in b"]}")
+        if depth > _SHALLOW:
+            raise EncodingError(f"JSON is nested deeper than {_SHALLOW} levels")
+
+
+def parse_json(data: bytes) -> Any:
+    """A stranger's JSON, in any spelling, nested no deeper than 1,000 levels.
+
+    Raises:
+        EncodingError: not UTF-8, not JSON, or too deep.
+    """
+    _bound_json(data)
+    try:
+        return json.loads(data.decode(), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise EncodingError(f"not JSON: {error}") from error
+
+
 def decode_canonical(data: bytes, *, max_bytes: int = MAX_CBOR_BYTES) -> Any:
     """Parse exactly one canonical object; any other byte string is refused.
 
@@ -104,6 +178,7 @@ def decode_canonical(data: bytes, *, max_bytes: int = MAX_CBOR_BYTES) -> Any:
     """
     if len(data) > max_bytes:
         raise EncodingError(f"object of {len(data)} bytes is over the limit of {max_bytes}")
+    _bound_cbor(data)
     try:
         value = libipld.decode_dag_cbor(bytes(data))
     except (ValueError, RecursionError, OverflowError, TypeError) as error:
@@ -143,6 +218,7 @@ def decode_canonical_json(data: bytes, *, max_bytes: int = MAX_CBOR_BYTES) -> An
     """
     if len(data) > max_bytes:
         raise EncodingError(f"JSON of {len(data)} bytes is over the limit of {max_bytes}")
+    _bound_json(data)
     try:
         value = json.loads(
             data.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
@@ -185,7 +261,9 @@ def cid_sha256(cid: str) -> tuple[str, bytes]:
     return names[raw[1]], raw[4:]
 
 
-# Merkle trees: RFC 9162 section 2.1 (domain-separated leaves and nodes), with Keccak-256.
+# Merkle trees: RFC 9162 section 2.1 (domain-separated leaves and nodes), with Keccak-256. The root
+# binds the number of leaves (there it is beside the root in the signed tree head), so that a leaf's
+# index and the tree's size have one spelling.
 
 
 def _leaf(data: bytes) -> bytes:
@@ -209,8 +287,13 @@ def _levels(leaves: Sequence[bytes]) -> list[list[bytes]]:
 
 
 def merkle_root(leaves: Sequence[bytes]) -> bytes:
-    """Root over leaves in order, 32 bytes; ``keccak256(b"")`` for no leaves (RFC 9162 2.1.1)."""
-    return _levels(leaves)[-1][0] if leaves else keccak256(b"")
+    """Root over leaves in order, 32 bytes: ``keccak256(0x02 ‖ count ‖ top)``, the count as eight
+    bytes big-endian, the top ``keccak256(b"")`` for no leaves (RFC 9162 2.1.1)."""
+    return _sized(len(leaves), _levels(leaves)[-1][0] if leaves else keccak256(b""))
+
+
+def _sized(count: int, top: bytes) -> bytes:
+    return keccak256(b"\x02" + count.to_bytes(8, "big") + top)
 
 
 def merkle_proof(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
@@ -242,9 +325,9 @@ def _path(levels: list[list[bytes]], index: int) -> tuple[bytes, ...]:
 
 def verify_merkle(root: bytes, leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bool:
     """Whether ``leaf`` is leaf ``index`` of the tree of ``size`` leaves with this root."""
-    if not 0 <= index < size or len(path) > 64:
+    if not 0 <= index < size < 2**63 or len(path) > 64:
         return False
-    remaining = list(path)
+    remaining, count = list(path), size
     digest = _leaf(leaf)
     while size > 1:
         if index % 2 == 1 or index + 1 < size:
@@ -254,4 +337,4 @@ def verify_merkle(root: bytes, leaf: bytes, index: int, size: int, path: Sequenc
             digest = _node(sibling, digest) if index % 2 else _node(digest, sibling)
         index //= 2
         size = (size + 1) // 2
-    return not remaining and digest == root
+    return not remaining and _sized(count, digest) == root

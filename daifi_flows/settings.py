@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     review_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     encrypt_outputs: bool = False
-    """Seal outputs to the buyer's key and keep inputs out of the bundle."""
+    """Seal outputs, inputs and transcripts in the bundle to the buyer's key."""
     bundles: Path | None = None
     """Where bundles go (default: a folder under home)."""
     ray_cpus: Annotated[int, Field(ge=1)] = 4
@@ -82,8 +82,8 @@ class Settings(BaseSettings):
                 values = yaml.safe_load(name.read_text()) or {}
             except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
                 raise ConfigError(f"settings file {name} cannot be read: {error}") from error
-            if not isinstance(values, dict):
-                raise ConfigError(f"settings file {name} must hold keys and values")
+            if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+                raise ConfigError(f"settings file {name} must hold named settings and values")
         given = {key: value for key, value in overrides.items() if value is not None}
         from_env = {key for key in cls.model_fields if f"DAIFI_{key.upper()}" in os.environ}
         merged = {key: value for key, value in values.items() if key not in from_env} | given

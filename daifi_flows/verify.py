@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 from daifi_flows.bundle import Bundle, Effect, ProofFile
 from daifi_flows.cnft import (
@@ -48,6 +49,10 @@ __all__ = [
 ]
 
 
+_SIGNED: Final = ("committee signature", "certified block")
+"""Checks without which nothing else in a bundle means anything."""
+
+
 class Status(StrEnum):
     """Outcome of one check."""
 
@@ -67,7 +72,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found about one bundle. ``ok``: nothing failed."""
+    """What was found about one bundle."""
 
     path: str
     checks: tuple[Check, ...]
@@ -78,8 +83,10 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether no check failed and the signatures could be checked."""
-        return all(check.status is not Status.FAILED for check in self.checks)
+        """Whether no check failed, and the committee's signatures were checked."""
+        status = {check.name: check.status for check in self.checks}
+        signed = all(status.get(name) is Status.PASSED for name in _SIGNED)
+        return signed and Status.FAILED not in status.values()
 
 
 class _Failed(Exception):
@@ -163,7 +170,7 @@ class _Auditor:
         yield "model attestation", self.model_attestation
         yield "committee signature", self.committee_signature
         yield "certified block", self.certified_block
-        if self.bundle.metadata.effect is not None:
+        if self.bundle.metadata.effect is not None or self.bundle.metadata.core.has_effect:
             yield "effect", self.effect
         yield "materials", self.materials
         yield "proof", self.proof
@@ -297,7 +304,9 @@ class _Auditor:
 
     def effect(self) -> str:
         effect = self.bundle.metadata.effect
-        assert effect is not None
+        if effect is None:
+            raise _NotMade("an action follows this step; its result is not in this bundle")
+        _require(self.bundle.metadata.core.has_effect == 1, "no action belongs to this step")
         leaf, token = effect.receipt.leaf, token_id_of(self.spec.task_id)
         _require(leaf.kind == "effect" and leaf.token_id == token, "the effect's receipt is wrong")
         _require(
@@ -339,9 +348,9 @@ class _Auditor:
             self.workdir,
         )
         message = f"{envelope.proof.scheme}: {verdict.reason}"
-        if verdict.outcome is Outcome.CANNOT_TELL:
-            raise _NotMade(message)
-        _require(verdict.outcome is Outcome.VALID, message)
+        _require(verdict.outcome is not Outcome.INVALID, message)
+        if verdict.confidence_ppm < self.spec.review.min_confidence_ppm:
+            raise _NotMade(message)  # cannot tell, or valid only as far as it could be checked
         return message
 
 
@@ -377,7 +386,13 @@ def verify_bundle(
             reader,
             workdir or Path(temporary),
         )
-        checks = [_run(name, check) for name, check in auditor.steps()]
+        checks: list[Check] = []
+        for name, check in auditor.steps():
+            if name == "proof" and any(item.status is Status.FAILED for item in checks):
+                # No model is loaded, and no prover run, for a stranger whose signatures are wrong.
+                checks.append(Check(name, Status.NOT_MADE, "an earlier check failed"))
+            else:
+                checks.append(_run(name, check))
     return Report(
         path=str(path),
         checks=tuple(checks),

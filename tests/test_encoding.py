@@ -1,6 +1,8 @@
 """Canonical bytes: one value, one spelling; everything else is refused."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -127,14 +129,17 @@ def test_tags_separate_domains() -> None:
     assert tagged_hash("a", {"x": 1}) != tagged_hash("b", {"x": 1})
 
 
-@given(st.lists(st.binary(max_size=8), min_size=1, max_size=40), st.data())
+@given(st.lists(st.binary(max_size=8), min_size=1, max_size=40, unique=True), st.data())
 def test_merkle_proofs_verify_only_for_their_leaf(leaves: list[bytes], data: st.DataObject) -> None:
     index = data.draw(st.integers(0, len(leaves) - 1))
     root, path = merkle_root(leaves), merkle_proof(leaves, index)
     assert verify_merkle(root, leaves[index], index, len(leaves), path)
     assert not verify_merkle(root, leaves[index] + b"!", index, len(leaves), path)
     assert not verify_merkle(root, leaves[index], index, len(leaves), (*path, bytes(32)))
-    assert not verify_merkle(root, leaves[index], len(leaves), len(leaves), path)
+    for size in range(1, 2 * len(leaves) + 2):
+        for place in range(size):
+            if (place, size) != (index, len(leaves)):
+                assert not verify_merkle(root, leaves[index], place, size, path)
     if path:
         assert not verify_merkle(root, leaves[index], index, len(leaves), path[:-1])
 
@@ -143,8 +148,47 @@ def test_a_merkle_node_cannot_pass_as_a_leaf() -> None:
     left, right = keccak256(b"\x00a"), keccak256(b"\x00b")
     root = merkle_root([b"a", b"b"])
     assert not verify_merkle(root, left + right, 0, 1, ())
+    assert not verify_merkle(root, left + right, 0, 2, ())
 
 
 def test_there_is_no_proof_of_a_leaf_that_is_not_there() -> None:
     with pytest.raises(EncodingError):
         merkle_proof([b"a"], 1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x81" * 200_000 + b"\x01",
+        b"\xa1\x61a" * 100_000 + b"\x01",
+        b"\xd8\x2a" * 100_000 + b"\x01",
+        b"\x82\x01" * 100_000 + b"\x01",
+        b"[" * 200_000,
+        b'{"a":' * 100_000,
+        b'["\\"[",' * 100_000,
+    ],
+    ids=["lists", "maps", "tags", "pairs", "json lists", "json maps", "json strings"],
+)
+def test_deep_nesting_cannot_kill_a_process_with_a_high_recursion_limit(data: bytes) -> None:
+    """torch and others raise the limit; the parsers' C stacks do not grow with it."""
+    code = (
+        "import sys; sys.setrecursionlimit(10**7)\n"
+        "from daifi_flows.encoding import decode_canonical, decode_canonical_json, parse_json\n"
+        "from daifi_flows.errors import EncodingError\n"
+        "data = sys.stdin.buffer.read()\n"
+        "for parse in (decode_canonical, decode_canonical_json, parse_json):\n"
+        "    try: parse(data)\n"
+        "    except EncodingError: print('refused')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=data, capture_output=True, check=False
+    )
+    assert done.returncode == 0
+    assert done.stdout.split() == [b"refused"] * 3
+
+
+def test_wide_objects_are_not_deep_ones() -> None:
+    wide = {"list": [[1, b"x"]] * 5_000, "text": "[{" * 5_000}
+    assert decode_canonical(canonical(wide)) == wide
+    flat = {"list": [[1]] * 5_000, "text": "[{" * 5_000}
+    assert decode_canonical_json(canonical_json(flat)) == flat

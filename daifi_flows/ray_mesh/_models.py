@@ -140,7 +140,7 @@ def _packaged(name: str, known: PackagedModel) -> Path:
     raise ModelError(f"model {name!r} is not installed on this machine: {known.install}")
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, fetch: bool) -> Path:
     """Snapshot of a hub repository; the cache answers when the hub may not be asked."""
     try:
         import huggingface_hub
@@ -153,7 +153,9 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+                name,
+                local_files_only=not fetch,
+                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
             )
         )
     except HFValidationError as error:
@@ -172,7 +174,7 @@ def _unknown(name: str) -> str:
     )
 
 
-def _locate(name: str) -> Path:
+def _locate(name: str, fetch: bool) -> Path:
     if known := KNOWN_MODELS.get(name.lower()):
         return _packaged(name, known)
     local = Path(name).expanduser()
@@ -188,7 +190,7 @@ def _locate(name: str) -> Path:
         return local
     if name.startswith(("/", ".", "~")) or name.endswith(".gguf") or name.count("/") != 1:
         raise ModelError(_unknown(name))
-    return _from_hub(name)
+    return _from_hub(name, fetch)
 
 
 def resolve(
@@ -196,6 +198,8 @@ def resolve(
     engine: str,
     precision: str | None = None,
     expected_digest: bytes | None = None,
+    *,
+    fetch: bool = True,
 ) -> LocalModel:
     """Find a model and compute the digest of its files.
 
@@ -205,11 +209,12 @@ def resolve(
             is respected).
         precision: how the engine runs it; by default what the engine prefers.
         expected_digest: 32 bytes the files must hash to.
+        fetch: whether a hub id may be downloaded; otherwise only the hub's cache is looked at.
 
     Raises:
         ModelError: unknown, not installed, not readable, or its files do not match the digest.
     """
-    path = _locate(name)
+    path = _locate(name, fetch)
     try:
         files = tuple(
             ModelFile(path=relative, size=size, sha256=sha)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,18 +36,21 @@ class EngineReference:
     Args:
         settings: names the embedding model.
         home: cache folder of this verifier; a verifier shares none with the node it checks.
+        fetch: whether a hub id may be downloaded. An auditor says no: the name is a stranger's.
     """
 
-    def __init__(self, settings: Settings, home: Path) -> None:
+    def __init__(self, settings: Settings, home: Path, *, fetch: bool = True) -> None:
         self._settings = settings
         self._home = home
+        self._fetch = fetch
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
         self._shelf = LlmShelf(home / "models")
         self._embedder: Embedder | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (EngineReference, (self._settings, self._home))
+        make = functools.partial(EngineReference, fetch=self._fetch)
+        return (make, (self._settings, self._home))
 
     def missing(self, spec: TaskSpec, materials: Materials) -> str | None:
         """Why this spec cannot be re-executed here; ``None`` when it can."""
@@ -143,7 +147,7 @@ class EngineReference:
             ModelError: it is not at hand or cannot be loaded.
         """
         if ref.engine in _LLM:
-            self._shelf.get(resolve(ref.name, "transformers", ref.precision, ref.digest))
+            self._shelf.get(self._resolve(ref))
         elif ref.engine in _REEXECUTED:
             engine = self._engine(ref.engine)
             engine.load(engine.model(ref, Materials()))
@@ -163,7 +167,10 @@ class EngineReference:
     def _llm(self, spec: TaskSpec) -> LocalModel:
         if spec.model.engine not in _LLM:
             raise ModelError(f"engine {spec.model.engine!r} is not a language model's")
-        return resolve(spec.model.name, "transformers", spec.model.precision, spec.model.digest)
+        return self._resolve(spec.model)
+
+    def _resolve(self, ref: ModelRef) -> LocalModel:
+        return resolve(ref.name, "transformers", ref.precision, ref.digest, fetch=self._fetch)
 
     def _engine(self, name: str) -> Engine:
         with self._lock:

@@ -21,13 +21,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Any:
-    ray.init(
-        num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="judges-tests",
-        runtime_env={"env_vars": {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}},
-    )  # fmt: skip
-    yield
-    ray.shutdown()
+def cluster(ray_cluster: None) -> None:
+    """The session's Ray."""
 
 
 @pytest.fixture
