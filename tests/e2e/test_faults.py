@@ -11,17 +11,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from daifi_flows import Fabric, Settings, StepFailed
+from daifi_flows import Fabric, Settings, StepFailed, verify_bundle
+from daifi_flows._home import read_step
 from daifi_flows._step import StepEvent, StepRequest, StepState
-from daifi_flows.cnft import ComputeNFT, Content, Sampling
-from daifi_flows.errors import DaifiError
+from daifi_flows.bundle import Bundle
+from daifi_flows.cnft import ComputeNFT, Content, Materials, Sampling, token_id_of
+from daifi_flows.errors import BundleError, ConfigError, DaifiError, EncodingError
 from daifi_flows.ledger import TaskState, audit
+from daifi_flows.verify import Status
 
 pytestmark = pytest.mark.slow
 
@@ -175,30 +179,109 @@ def test_cancelling_stops_the_node_and_refunds(
     )
 
 
-def test_a_tool_runs_once_even_when_the_step_is_run_again(fabric: Fabric) -> None:
+def test_a_step_cancelled_in_review_is_settled_and_bundled_all_the_same(fabric: Fabric) -> None:
+    """The node has done its work: it is paid, and running the step again finds the token."""
+    key = os.urandom(32)
+    ran: list[Any] = []
+    step = request(fabric, key, max_tokens=8, effect=ran.append)
+    before = balance(fabric)
+
+    async def cancel_in_review() -> None:
+        task = asyncio.ensure_future(fabric.run(step))
+
+        def watch(event: StepEvent) -> None:
+            if event.state is StepState.REVIEWING:
+                asyncio.get_running_loop().call_soon(task.cancel)
+
+        fabric.add_observer(watch)
+        try:
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        finally:
+            fabric.remove_observer(watch)
+
+    asyncio.run(cancel_in_review())
+    assert balance(fabric) == before - fabric.settings.price_wei
+    assert ran == []  # nobody waited: the action is left to whoever runs the step again
+    (bundle,) = (
+        path
+        for path in fabric._life.bundles.iterdir()
+        if path.is_dir() and Bundle.read(path).metadata.core.spec.nonce == key
+    )
+    report = verify_bundle(bundle, committee=fabric.committee_keys)
+    assert report.ok
+    assert [c.status for c in report.checks if c.name == "effect"] == [Status.NOT_MADE]
+    nft = asyncio.run(fabric.run(step))
+    assert len(ran) == 1
+    assert nft.bundle == bundle
+    assert balance(fabric) == before - fabric.settings.price_wei
+
+
+def test_the_same_step_run_from_several_loops_at_once_is_one_step(fabric: Fabric) -> None:
     calls: list[Any] = []
 
     def effect(value: Any) -> int:
         calls.append(value)
         return len(calls)
 
+    step = request(fabric, os.urandom(32), max_tokens=8, effect=effect)
+    before = balance(fabric)
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(lambda: asyncio.run(fabric.run(step))) for _ in range(4)]
+        found = [future.result() for future in running]
+    assert len({nft.token_id for nft in found}) == 1
+    assert [nft.effect for nft in found] == [1] * 4
+    assert len(calls) == 1
+    assert balance(fabric) == before - fabric.settings.price_wei
+
+
+def test_many_steps_from_many_loops_all_settle(fabric: Fabric) -> None:
+    before = balance(fabric)
+    steps = [request(fabric, os.urandom(32), max_tokens=4) for _ in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        running = [pool.submit(lambda s=step: asyncio.run(fabric.run(s))) for step in steps]
+        found = [future.result() for future in running]
+    assert len({nft.token_id for nft in found}) == 12
+    assert balance(fabric) == before - 12 * fabric.settings.price_wei
+    assert all(verify_bundle(nft.bundle, committee=fabric.committee_keys).ok for nft in found)
+
+
+@pytest.mark.parametrize(
+    ("effect", "error"),
+    [
+        (lambda _value: 1 / 0, ZeroDivisionError),
+        (lambda _value: "x" * 1_000_001, BundleError),
+        (lambda _value: object(), EncodingError),
+    ],
+    ids=["raises", "returns too much", "returns no JSON"],
+)
+def test_a_tool_that_failed_is_not_run_again_and_the_paid_step_keeps_its_bundle(
+    fabric: Fabric, effect: Any, error: type[Exception]
+) -> None:
     key = os.urandom(32)
     step = request(fabric, key, max_tokens=8, effect=effect)
-    first = asyncio.run(fabric.run(step))
-    again = asyncio.run(fabric.run(step))
-    assert len(calls) == 1
-    assert first.effect == again.effect == 1
-
-
-def test_a_tool_that_may_have_run_is_not_run_again(fabric: Fabric) -> None:
-    def dies(_value: Any) -> None:
-        raise RuntimeError("the power went out")
-
-    step = request(fabric, os.urandom(32), max_tokens=8, effect=dies)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(error):
         asyncio.run(fabric.run(step))
-    with pytest.raises(StepFailed, match="not run again"):
+    with pytest.raises(StepFailed, match=f"failed before .*{error.__name__}.*not run again"):
         asyncio.run(fabric.run(step))
+    token = token_id_of(read_step(fabric._parts.home.step_path(key)).spec.task_id)
+    bundle = fabric._life.bundles / f"reason-{token.hex()[:12]}"
+    assert verify_bundle(bundle, committee=fabric.committee_keys).ok
+
+
+def test_requests_out_of_bounds_are_refused_before_money_moves(fabric: Fabric) -> None:
+    before = balance(fabric)
+    for changes in (
+        {"name": "../../etc"},
+        {"name": "x" * 65},
+        {"name": ""},
+        {"max_price_wei": -1},
+        {"deadline_ms": -5},
+        {"materials": Materials(blobs={str(n): b"" for n in range(17)})},
+    ):
+        with pytest.raises(ConfigError):
+            asyncio.run(fabric.run(request(fabric, os.urandom(32), **changes)))
+    assert balance(fabric) == before
 
 
 DRIVER = """
