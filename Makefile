@@ -1,10 +1,11 @@
 # Every target sets up what it needs; running one again reuses the environment.
 #   make demo    the main job: retrieve → reason → act as three verified, settled cNFTs
 #   make test    the test suite          make lint   ruff, pyright, import rules
+#   make bench   the documentation's figures (NAME=demo)
 #   make vllm    add vLLM (CPU build) to the environment, for `daifi demo --engine vllm`
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-vllm lint format vllm clean
+.PHONY: demo test test-vllm lint format bench vllm clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -42,6 +43,9 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+bench: $(VENV)/.ready
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(or $(NAME),demo)
 
 format: $(VENV)/.ready
 	$(BIN)/ruff format .

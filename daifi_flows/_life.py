@@ -85,7 +85,8 @@ class Life:
         with self._lock:
             other = self._busy.get(key)
             if other is None:
-                self._busy[key] = concurrent.futures.Future()
+                self._busy[key] = mine = concurrent.futures.Future[None]()
+                mine.set_running_or_notify_cancel()  # a cancelled waiter must not cancel it
             return other
 
     @contextlib.contextmanager

@@ -235,6 +235,23 @@ def test_the_same_step_run_from_several_loops_at_once_is_one_step(fabric: Fabric
     assert balance(fabric) == before - fabric.settings.price_wei
 
 
+def test_cancelling_one_of_two_who_wait_for_a_step_leaves_the_other_alone(fabric: Fabric) -> None:
+    step = request(fabric, os.urandom(32), max_tokens=8)
+
+    async def two() -> ComputeNFT:
+        first = asyncio.ensure_future(fabric.run(step))
+        await asyncio.sleep(0)
+        second = asyncio.ensure_future(fabric.run(step))
+        await asyncio.sleep(0.1)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        return await first
+
+    nft = asyncio.run(two())
+    assert asyncio.run(fabric.run(step)).token_id == nft.token_id
+
+
 def test_many_steps_from_many_loops_all_settle(fabric: Fabric) -> None:
     before = balance(fabric)
     steps = [request(fabric, os.urandom(32), max_tokens=4) for _ in range(12)]

@@ -1,0 +1,1 @@
+"""Every performance figure of the documentation: ``python -m benchmarks NAME [--json]``."""
