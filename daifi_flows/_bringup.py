@@ -98,6 +98,8 @@ def bring_up(
         from daifi_flows.ledger.actor import RayLedger
         from daifi_flows.ray_mesh.actor import Mesh
 
+        if not (home.cache / "node" / "models").is_dir():
+            prepare("first run: model weights are converted and indexed, which takes a while…")
         prepare(f"starting {len(committee.seats)} seats, the ledger and the nodes…")
         hosts = start_seat_hosts(
             committee,

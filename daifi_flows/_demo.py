@@ -12,7 +12,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from daifi_flows._home import write_committee
-from daifi_flows._terminal import Progress, paid_wei, print_results
+from daifi_flows._terminal import Progress, paid_wei, print_results, short_path
 from daifi_flows.cnft import Committee, ComputeNFT
 from daifi_flows.corpus import Corpus
 from daifi_flows.errors import ConfigError
@@ -82,7 +82,7 @@ def run_demo(settings: Settings, options: DemoOptions, *, quiet: bool = False) -
             progress.prepare("closing the fabric…")
     if not quiet:
         print_results(Console(), result["answer"], steps[-1].effect, steps)
-        paths = " ".join(str(step.bundle) for step in steps)
+        paths = " ".join(short_path(step.bundle) for step in steps)
         print(f"\nCheck them yourself:  daifi verify {paths}")
     return result
 

@@ -21,7 +21,7 @@ from daifi_flows._step import StepEvent, StepState, dai
 from daifi_flows.cnft import ComputeNFT
 from daifi_flows.verify import Report, Status
 
-__all__ = ["Progress", "print_results", "print_verification"]
+__all__ = ["Progress", "paid_wei", "print_results", "print_verification", "short_path"]
 
 _DONE = {StepState.SETTLED, StepState.EFFECT}
 _BAD = {StepState.REJECTED, StepState.LOST, StepState.REFUNDED}
@@ -105,7 +105,7 @@ def print_results(console: Console, answer: str, action: Any, steps: Sequence[Co
             f"{step.attestation.confidence_ppm / 1e6:.4f}",
             dai(paid_wei(step)),
             str(step.receipt.header.height),
-            _short_path(step.bundle),
+            short_path(step.bundle),
         )
     console.print(table)
     failed = [(step.name, attempt) for step in steps for attempt in step.attempts]
@@ -125,7 +125,7 @@ def print_results(console: Console, answer: str, action: Any, steps: Sequence[Co
         console.print(table)
 
 
-def _short_path(path: Path) -> str:
+def short_path(path: Path) -> str:
     """Relative to where the user is, when that is shorter."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
