@@ -27,8 +27,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from daifi_flows.encoding import canonical, cid_of, sha256
-from daifi_flows.errors import ProofError
+from daifi_flows.encoding import canonical, cid_of, parse_json, sha256
+from daifi_flows.errors import EncodingError, ProofError
 from daifi_flows.proofs._policy import SCALE_BITS, write_policy
 
 __all__ = ["Circuit", "Srs", "WorkerError", "circuit_for", "prepare", "prove", "verify"]
@@ -146,9 +146,9 @@ def circuit_for(weights: NDArray[np.int64], workdir: Path) -> Circuit:
 
 def _intact(home: Path) -> bool:
     try:
-        written = json.loads((home / "sha256.json").read_text())
+        written = parse_json((home / "sha256.json").read_bytes())
         return all(written[name] == sha256((home / name).read_bytes()).hex() for name in _FILES)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, EncodingError):
         return False
 
 

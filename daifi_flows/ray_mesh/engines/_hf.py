@@ -16,7 +16,8 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from daifi_flows.errors import ModelError
+from daifi_flows.encoding import parse_json
+from daifi_flows.errors import EncodingError, ModelError
 from daifi_flows.ray_mesh._models import LocalModel
 from daifi_flows.ray_mesh.engines._loading import LOADING
 
@@ -100,9 +101,9 @@ _checked: set[tuple[str, tuple[tuple[str, int, int], ...]]] = set()
 def _is_intact(folder: Path) -> bool:
     """Whether every recorded file has its SHA-256; asked once per process and file state."""
     try:
-        record = json.loads((folder / _RECORD).read_bytes())
+        record = parse_json((folder / _RECORD).read_bytes())
         states = [(name, (folder / name).stat()) for name in sorted(record)]
-    except (OSError, ValueError):
+    except (OSError, TypeError, ValueError, EncodingError):
         return False
     key = (str(folder), tuple((name, s.st_size, s.st_mtime_ns) for name, s in states))
     if key in _checked:
@@ -224,8 +225,8 @@ def _line(error: Exception) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        value = parse_json(path.read_bytes())
+    except (OSError, EncodingError):
         return {}
     return value if isinstance(value, dict) else {}
 

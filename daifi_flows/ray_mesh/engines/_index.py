@@ -14,7 +14,6 @@ disk and recomputes them: whoever verifies others keeps an index of its own.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Generator
@@ -23,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from daifi_flows.corpus import Corpus
-from daifi_flows.encoding import canonical_json, sha256
-from daifi_flows.errors import EngineError
+from daifi_flows.encoding import canonical_json, parse_json, sha256
+from daifi_flows.errors import EncodingError, EngineError
 from daifi_flows.ray_mesh.engines._embedder import Embedder
 from daifi_flows.ray_mesh.engines._engine import Control
 
@@ -176,11 +175,11 @@ def _damage(place: Path) -> str | None:
     if not place.exists():
         return "absent"
     try:
-        said = json.loads((place / "index.json").read_bytes())
+        said = parse_json((place / "index.json").read_bytes())
         if not isinstance(said, dict) or said.get("format") != _FORMAT:
             return "index.json is of another format"
         return None if said.get("files") == _listing(place) else "a file was changed"
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, EncodingError) as error:
         return f"it cannot be read: {error}"
 
 
