@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.panel import Panel
@@ -36,13 +36,12 @@ class Progress:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr)
         self.started = time.monotonic()
-        self.lines: list[tuple[float, str, str]] = []
-        self.current = ""
         self.live: Live | None = None
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            self.live = Live(self._render(), console=self.console, refresh_per_second=8)
+            spinner = Spinner("dots", Text("working…", style="dim"))
+            self.live = Live(spinner, console=self.console, transient=True)
             self.live.start()
         return self
 
@@ -53,8 +52,6 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         if self.live is not None:
-            self.current = ""
-            self.live.update(self._render())
             self.live.stop()
             self.live = None
 
@@ -64,29 +61,13 @@ class Progress:
 
     def __call__(self, event: StepEvent) -> None:
         """Show one step event."""
-        style = "green" if event.state in _DONE else "red" if event.state in _BAD else "white"
+        style = "green" if event.state in _DONE else "red" if event.state in _BAD else "default"
         self._line(style, f"{event.step:<9} {event.state.value:<10} {event.message}")
 
     def _line(self, style: str, text: str) -> None:
         elapsed = time.monotonic() - self.started
-        self.lines.append((elapsed, style, text))
-        self.current = text
-        if self.live is not None:
-            self.live.update(self._render())
-        else:
-            self.console.print(
-                f"[dim]{elapsed:6.1f}s[/] [{style}]{escape(text)}[/]",
-                highlight=False,
-                soft_wrap=True,
-            )
-
-    def _render(self) -> Group:
-        rows: list[Any] = [
-            Text.assemble((f"{at:6.1f}s ", "dim"), (text, style)) for at, style, text in self.lines
-        ]
-        if self.current:
-            rows.append(Spinner("dots", Text("working…", style="dim")))
-        return Group(*rows)
+        line = Text.assemble((f"{elapsed:6.1f}s ", "dim"), (text, style))
+        self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def print_results(console: Console, answer: str, action: Any, steps: Sequence[ComputeNFT]) -> None:
