@@ -45,7 +45,7 @@ OPERATOR_FUNDS_WEI: Final = 1_000_000 * DAI
 """Genesis balance of the local operator, who stakes for this machine's nodes."""
 
 _SEATS: Final = "daifi-seats"
-_TOKEN_NOTICE: Final = "ray._private.authentication.authentication_token_setup"
+_NOISY_LOGGER: Final = "ray._private.authentication.authentication_token_setup"
 """Ray's logger that announces, at every start, that token authentication is on (as we want it)."""
 
 _OBJECT_STORE_BYTES: Final = 512 * 1024 * 1024
@@ -333,7 +333,7 @@ def _init_ray(settings: Settings, address: str | None, namespace: str) -> None:
         # Ray would give actors that reserve no CPU one thread; engines here share the machine. And
         # OpenMP's spinning threads starve each other on busy cores: with both of two cores taken,
         # 48 tokens took over 100 s spinning and 6 s waiting passively.
-        logging.getLogger(_TOKEN_NOTICE).setLevel(logging.ERROR)
+        logging.getLogger(_NOISY_LOGGER).setLevel(logging.ERROR)
         with _environment(
             OMP_NUM_THREADS=str(os.cpu_count() or 1),
             OMP_WAIT_POLICY="PASSIVE",
