@@ -18,6 +18,19 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session")
+def prefect_api() -> Iterator[None]:
+    """Prefect's temporary server with a database of its own: one a session, because Prefect's
+    workers for events and logs live as long as the process and stay with the first server."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Telemetry writes to the database while the server starts, and can find it locked.
+        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        with prefect_test_harness(server_startup_timeout=120):
+            yield
+
+
+@pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Ray on this machine, started once a session."""
     import ray

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
 from daifi_flows import Fabric, Settings
 from daifi_flows._home import write_committee
@@ -27,15 +26,6 @@ class Run:
     steps: list[ComputeNFT]
     events: list[StepEvent]
     out: Path
-
-
-@pytest.fixture(scope="session")
-def prefect_api() -> Iterator[None]:
-    """Prefect's temporary server with a database of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-        with prefect_test_harness(server_startup_timeout=120):
-            yield
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
 from daifi_flows._step import StepEvent, StepRequest, StepState
 from daifi_flows.cnft import (
@@ -197,14 +196,9 @@ class InProcessFabric:
         return done.output.value()
 
 
-@pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """Prefect's temporary server with a database of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Telemetry writes to the database while the server starts, and can find it locked.
-        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-        with prefect_test_harness(server_startup_timeout=120):
-            yield
+@pytest.fixture
+def prefect_server(prefect_api: None) -> None:
+    """The session's Prefect server."""
 
 
 @pytest.fixture

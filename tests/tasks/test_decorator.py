@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import subprocess
 import sys
 from collections import namedtuple
@@ -13,6 +14,7 @@ import cloudpickle
 import pytest
 from prefect import Task, flow, unmapped
 
+import daifi_flows.fabric
 from daifi_flows.cnft import Review
 from daifi_flows.errors import ConfigError, MeshError
 from daifi_flows.tasks import cnft_task
@@ -270,7 +272,11 @@ async def test_keyword_collecting_parameters_arrive_by_name(fabric: Any) -> None
     assert (await gather(1, b=2)).output == {"first": 1, "b": 2}
 
 
-def test_without_a_fabric_the_error_says_what_to_do(prefect_server: None) -> None:
-    pytest.importorskip("daifi_flows.fabric")
+def test_without_a_fabric_the_error_says_what_to_do(
+    prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daifi_flows.fabric, "_open", [])
+    alone = contextvars.copy_context()
+    alone.run(daifi_flows.fabric._current.set, None)
     with pytest.raises(ConfigError, match="Fabric"):
-        asyncio.run(double(1))
+        alone.run(asyncio.run, double(1))
