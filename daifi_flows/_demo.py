@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+from collections.abc import Generator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,7 +76,7 @@ def run_demo(settings: Settings, options: DemoOptions, *, quiet: bool = False) -
     with Progress() as progress:
         progress.prepare("starting Prefect and Ray…")
         prefect = start_prefect()
-        with _open(settings, options, progress) as fabric:
+        with _started(prefect), _open(settings, options, progress) as fabric:
             prefect.result()
             progress.prepare(fabric.describe())
             run_id, steps = asyncio.run(_flow(options))
@@ -85,6 +88,18 @@ def run_demo(settings: Settings, options: DemoOptions, *, quiet: bool = False) -
         paths = " ".join(short_path(step.bundle) for step in steps)
         print(f"\nCheck them yourself:  daifi verify {paths}")
     return result
+
+
+@contextlib.contextmanager
+def _started(prefect: Future[str]) -> Generator[None]:
+    """Whatever goes wrong, let Prefect's server finish its start: its own exit handler stops it,
+    but one that is only half started when this process ends would outlive it."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):
+            prefect.result(timeout=120)
+        raise
 
 
 def _open(settings: Settings, options: DemoOptions, progress: Progress) -> Fabric:

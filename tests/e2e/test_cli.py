@@ -168,6 +168,32 @@ def test_a_buyer_without_money_is_told_so(prefect_api: None, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_a_demo_that_cannot_start_leaves_no_server_behind(tmp_path: Path) -> None:
+    import psutil
+
+    def servers() -> set[int]:
+        return {
+            process.pid
+            for process in psutil.process_iter()
+            if "prefect.server.api.server:create_app" in " ".join(_command(process))
+        }
+
+    before = servers()
+    failed = _daifi(
+        "demo",
+        "q",
+        "--address",
+        "127.0.0.1:1",
+        "--home",
+        str(tmp_path / "home"),
+        "--out",
+        str(tmp_path / "out"),
+    )
+    one_sentence(failed.returncode, failed.stderr, "127.0.0.1:1")
+    assert servers() <= before
+
+
+@pytest.mark.slow
 def test_a_damaged_ledger_is_named_and_left_alone(
     ray_cluster: None, daifi: Daifi, tmp_path: Path, run: Run, fabric: Any
 ) -> None:
