@@ -36,7 +36,7 @@ from daifi_flows.keys import (
     recover_address,
     verify_bls_aggregate,
 )
-from daifi_flows.proofs import Outcome, Reference, verify_proof
+from daifi_flows.proofs import Claim, Outcome, Reference, verify_proof
 
 __all__ = [
     "Check",
@@ -338,15 +338,9 @@ class _Auditor:
     def proof(self) -> str:
         envelope = self.envelope
         blobs = {cid_of(blob): blob for blob in envelope.blobs} | dict(self.extra.blobs)
-        verdict = verify_proof(
-            self.spec,
-            envelope.input,
-            self._output(),
-            envelope.proof,
-            Materials(blobs=blobs, function=self.extra.function),
-            self.reference,
-            self.workdir,
-        )
+        materials = Materials(blobs=blobs, function=self.extra.function)
+        claim = Claim(self.spec, envelope.input, self._output(), materials)
+        verdict = verify_proof(claim, envelope.proof, self.reference, self.workdir)
         message = f"{envelope.proof.scheme}: {verdict.reason}"
         _require(verdict.outcome is not Outcome.INVALID, message)
         if verdict.confidence_ppm < self.spec.review.min_confidence_ppm:

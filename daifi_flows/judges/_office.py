@@ -32,7 +32,7 @@ from daifi_flows.judges._messages import (
 )
 from daifi_flows.judges._panel import Panel
 from daifi_flows.judges._seat import Finding, SeatKeys, decide
-from daifi_flows.proofs import Outcome, Reference, Verdict, verify_proof
+from daifi_flows.proofs import Claim, Outcome, Reference, Verdict, verify_proof
 
 __all__ = ["MAX_MESSAGE_BYTES", "BlockValidator", "SeatOffice", "decode_list", "encode_list"]
 
@@ -253,15 +253,8 @@ class SeatOffice:
         result = request.result
         try:
             reference = self._get_reference()
-            verdict = verify_proof(
-                request.spec,
-                request.input,
-                result.output,
-                result.proof,
-                request.materials,
-                reference,
-                self._workdir,
-            )
+            claim = Claim(request.spec, request.input, result.output, request.materials)
+            verdict = verify_proof(claim, result.proof, reference, self._workdir)
             again = verdict.reexecuted
             opinion = (
                 self._panel.compare(result.output, again, reference.embed)

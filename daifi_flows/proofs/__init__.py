@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from daifi_flows.proofs._envelope import MAX_PAYLOAD_BYTES, make_proof, verify_proof
 from daifi_flows.proofs._registry import DEFAULT_SCHEME, get_scheme, scheme_names
-from daifi_flows.proofs._scheme import Outcome, Reference, Scheme, Verdict
+from daifi_flows.proofs._scheme import Claim, Outcome, Prefill, Reference, Scheme, Verdict
 
 __all__ = [
     "DEFAULT_SCHEME",
     "MAX_PAYLOAD_BYTES",
+    "Claim",
     "Outcome",
+    "Prefill",
     "Reference",
     "Scheme",
     "Verdict",

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from daifi_flows.cnft import Content, Execution, Materials, Proof, Statement, TaskSpec, proof_digest
-from daifi_flows.encoding import keccak256
+from daifi_flows.cnft import Execution, Proof, Statement, proof_digest
+from daifi_flows.encoding import keccak256, tagged_hash
 from daifi_flows.errors import DaifiError, KeyMaterialError, ProofError
 from daifi_flows.keys import Account, recover_address
 from daifi_flows.proofs._registry import get_scheme
-from daifi_flows.proofs._scheme import Outcome, Reference, Verdict
+from daifi_flows.proofs._scheme import Claim, Outcome, Reference, Verdict
 
-__all__ = ["MAX_PAYLOAD_BYTES", "make_proof", "verify_proof"]
+__all__ = ["MAX_PAYLOAD_BYTES", "make_proof", "transcript_of", "verify_proof"]
 
 MAX_PAYLOAD_BYTES: Final = 1024 * 1024
 """Largest payload of any scheme, in bytes: proofs travel in ledgers and bundles. Schemes bound
@@ -22,15 +23,8 @@ their own payloads more tightly."""
 _log = logging.getLogger(__name__)
 
 
-def make_proof(
-    spec: TaskSpec,
-    input: Content,
-    execution: Execution,
-    materials: Materials,
-    account: Account,
-    workdir: Path,
-) -> Proof:
-    """Prove that ``execution`` answers ``spec`` on ``input``, signed by the node's ``account``.
+def make_proof(claim: Claim, execution: Execution, account: Account, workdir: Path) -> Proof:
+    """Prove that ``execution`` answers ``claim``, signed by the node's ``account``.
 
     Args:
         workdir: the scheme's cache (circuits, keys); shared by concurrent provers.
@@ -39,21 +33,29 @@ def make_proof(
         ProofError: the input is not the spec's, the scheme is unknown, or it cannot prove this
             execution.
     """
-    if input.cid != spec.input_cid:
+    spec = claim.spec
+    if claim.input is None or claim.input.cid != spec.input_cid:
         raise ProofError("the input's content id is not the one the spec names")
+    if claim.output is not None and claim.output != execution.output:
+        raise ProofError("the claimed output is not the execution's")
     scheme = get_scheme(spec.scheme)
-    transcript, payload = scheme.prove(spec, input, execution, materials, workdir)
-    if len(transcript) != 32 or len(payload) > MAX_PAYLOAD_BYTES:
+    if missing := sorted(scheme.needs - execution.evidence.keys()):
         raise ProofError(
-            f"scheme {spec.scheme!r} made a transcript of {len(transcript)} bytes and a payload of "
-            f"{len(payload)}; the limits are 32 and {MAX_PAYLOAD_BYTES}"
+            f"{spec.scheme} needs {' and '.join(missing)} of the engine as evidence; "
+            f"{spec.model.engine} gave none: choose another scheme"
+        )
+    payload = scheme.prove(replace(claim, output=execution.output), execution, workdir)
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise ProofError(
+            f"scheme {spec.scheme!r} made a payload of {len(payload)} bytes; the limit is "
+            f"{MAX_PAYLOAD_BYTES}"
         )
     statement = Statement(
         task_id=spec.task_id,
         model_digest=spec.model.digest,
         input_cid=spec.input_cid,
         output_cid=execution.output.cid,
-        transcript=transcript,
+        transcript=transcript_of(spec.scheme, spec.task_id, execution.output.cid, payload),
         usage=execution.usage,
     )
     digest = proof_digest(spec.scheme, statement, keccak256(payload), account.address)
@@ -66,43 +68,44 @@ def make_proof(
     )
 
 
-def verify_proof(
-    spec: TaskSpec,
-    input: Content | None,
-    output: Content | None,
-    proof: Proof,
-    materials: Materials,
-    reference: Reference | None,
-    workdir: Path,
-) -> Verdict:
+def verify_proof(claim: Claim, proof: Proof, reference: Reference | None, workdir: Path) -> Verdict:
     """Check a stranger's proof: what holds for every scheme first, then the scheme's own checks.
 
-    ``input`` and ``output`` are ``None`` when they are private and the caller has no key;
     ``reference`` is ``None`` when the model is not at hand.
 
     Returns:
         A verdict for any proof whatsoever. ``INVALID`` accuses the node; trouble on this side
         (no model, an engine that fails, an unknown scheme) is ``CANNOT_TELL``.
     """
-    fault = _generic_fault(spec, input, output, proof)
+    fault = _generic_fault(claim, proof)
     if fault is not None:
         return Verdict(Outcome.INVALID, 0, fault)
     try:
-        scheme = get_scheme(spec.scheme)
-        return scheme.verify(spec, input, output, proof, materials, reference, workdir)
+        return get_scheme(proof.scheme).verify(claim, proof, reference, workdir)
     except DaifiError as error:
         return Verdict(Outcome.CANNOT_TELL, 0, str(error))
     except Exception as error:  # a verifier must outlive whatever its engine raises
-        _log.exception("scheme %s failed while verifying", spec.scheme)
+        _log.exception("scheme %s failed while verifying", proof.scheme)
         return Verdict(
             Outcome.CANNOT_TELL, 0, f"verification failed here: {type(error).__name__}: {error}"
         )
 
 
-def _generic_fault(
-    spec: TaskSpec, input: Content | None, output: Content | None, proof: Proof
-) -> str | None:
+def transcript_of(scheme: str, task_id: bytes, output_cid: str, payload: bytes) -> bytes:
+    """32 bytes that bind a payload to its scheme, task and output.
+
+    ``keccak256("daifi/transcript/1" ‖ dag-cbor(fields))``: a payload lifted from another proof has
+    another transcript, whatever the scheme makes of its bytes.
+    """
+    return tagged_hash(
+        "daifi/transcript/1",
+        {"scheme": scheme, "task_id": task_id, "output_cid": output_cid, "payload": payload},
+    )
+
+
+def _generic_fault(claim: Claim, proof: Proof) -> str | None:
     """What is wrong with the envelope, whatever the scheme; ``None`` when nothing is."""
+    spec, input, output = claim.spec, claim.input, claim.output
     statement = proof.statement
     if len(proof.payload) > MAX_PAYLOAD_BYTES:
         return f"the payload of {len(proof.payload)} bytes is over {MAX_PAYLOAD_BYTES}"
@@ -118,6 +121,10 @@ def _generic_fault(
         return "the input is not the one the proof and the task name"
     if output is not None and output.cid != statement.output_cid:
         return "the output is not the one the proof names"
+    if statement.transcript != transcript_of(
+        proof.scheme, statement.task_id, statement.output_cid, proof.payload
+    ):
+        return "the transcript does not commit to this payload"
     try:
         signer = recover_address(proof.header.digest(), proof.signature)
     except KeyMaterialError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
@@ -14,7 +14,24 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Outcome", "Reference", "Scheme", "Verdict"]
+    from daifi_flows.proofs.calibration import Calibration
+
+__all__ = ["Claim", "Outcome", "Prefill", "Reference", "Scheme", "Verdict"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a proof is about, as far as one side may see it.
+
+    Attributes:
+        input, output: absent when they are private and this side has no key.
+        materials: what came with the step (corpus, ONNX file, a user's function).
+    """
+
+    spec: TaskSpec
+    input: Content | None
+    output: Content | None
+    materials: Materials = field(default_factory=Materials)
 
 
 class Outcome(StrEnum):
@@ -40,6 +57,20 @@ class Verdict:
     confidence_ppm: int
     reason: str
     reexecuted: Content | None = None
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """One pass of a verifier's model over prompt and output.
+
+    Attributes:
+        logits: raw, float32 ``[output, vocab]``: row t scores output token t given all before.
+        hidden: last hidden states after the final norm, what the output layer multiplies, float32
+            ``[output, width]``: row t gave ``logits[t]``. Absent where the engine shows none.
+    """
+
+    logits: NDArray[np.float32]
+    hidden: NDArray[np.float32] | None = None
 
 
 @runtime_checkable
@@ -77,10 +108,20 @@ class Reference(Protocol):
         """Tokens that end a generation of this model."""
         ...
 
-    def prefill(
-        self, spec: TaskSpec, prompt: Sequence[int], output: Sequence[int]
-    ) -> NDArray[np.float32]:
-        """Raw logits, ``[len(output), vocab]``: row t scores output token t given all before."""
+    def prefill(self, spec: TaskSpec, prompt: Sequence[int], output: Sequence[int]) -> Prefill:
+        """Score ``output`` given ``prompt`` in one pass."""
+        ...
+
+    def output_rows(self, spec: TaskSpec, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Rows of the model's output layer, ``[len(tokens), width]``, without a forward pass.
+
+        Raises:
+            EncodingError: a token is not in the model's vocabulary.
+        """
+        ...
+
+    def calibration(self, spec: TaskSpec) -> Calibration | None:
+        """How far honest engines differ on this model and precision; ``None``: not measured."""
         ...
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -90,21 +131,22 @@ class Reference(Protocol):
 
 class Scheme(Protocol):
     """One way to prove and verify a step. The docstring of each says what it proves, against
-    whom, at what cost, and what it does not prove."""
+    whom, at what cost, and what it does not prove.
+
+    The envelope (:mod:`daifi_flows.proofs._envelope`) binds payload, task, input, output, model
+    and node together; a scheme answers for its payload alone.
+    """
 
     name: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
+    """Keys of ``execution.evidence`` without which :meth:`prove` refuses. A step whose engine does
+    not give them is refused before any money moves."""
 
-    def prove(
-        self,
-        spec: TaskSpec,
-        input: Content,
-        execution: Execution,
-        materials: Materials,
-        workdir: Path,
-    ) -> tuple[bytes, bytes]:
-        """Transcript commitment (32 bytes) and payload.
+    def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
+        """The payload.
 
         Args:
+            claim: the task with its input; ``claim.output`` is ``execution.output``.
             workdir: a directory for caches (circuits, keys), shared by concurrent provers.
 
         Raises:
@@ -113,18 +155,10 @@ class Scheme(Protocol):
         ...
 
     def verify(
-        self,
-        spec: TaskSpec,
-        input: Content | None,
-        output: Content | None,
-        proof: Proof,
-        materials: Materials,
-        reference: Reference | None,
-        workdir: Path,
+        self, claim: Claim, proof: Proof, reference: Reference | None, workdir: Path
     ) -> Verdict:
         """Check the payload. The generic checks of :func:`proofs.verify_proof` have passed.
 
-        ``input`` and ``output`` are absent when they are private and the verifier has no key;
         ``reference`` is absent when no model is at hand. Never raises for bad bytes: they are
         ``INVALID``; what cannot be checked is ``CANNOT_TELL``.
         """

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from daifi_flows.cnft import PPM, Content, Execution, Materials, Proof, TaskSpec
+from daifi_flows.cnft import PPM, Content, Execution, Proof
 from daifi_flows.encoding import decode_canonical_json
 from daifi_flows.errors import EncodingError, ModelError
 from daifi_flows.proofs._compare import Match, compare_json
-from daifi_flows.proofs._scheme import Outcome, Reference, Verdict
-from daifi_flows.proofs._transcript import transcript_of
+from daifi_flows.proofs._scheme import Claim, Outcome, Reference, Verdict
 
 __all__ = ["DigestScheme"]
 
@@ -37,34 +36,21 @@ class DigestScheme:
     """
 
     name: ClassVar[str] = "digest"
+    needs: ClassVar[frozenset[str]] = frozenset()
 
-    def prove(
-        self,
-        spec: TaskSpec,
-        input: Content,
-        execution: Execution,
-        materials: Materials,
-        workdir: Path,
-    ) -> tuple[bytes, bytes]:
-        """The commitment to the output; the payload is empty."""
-        del input, materials, workdir
-        return transcript_of(self.name, spec.task_id, execution.output.cid, b""), b""
+    def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
+        """Nothing: the envelope commits to the output."""
+        del claim, execution, workdir
+        return b""
 
     def verify(
-        self,
-        spec: TaskSpec,
-        input: Content | None,
-        output: Content | None,
-        proof: Proof,
-        materials: Materials,
-        reference: Reference | None,
-        workdir: Path,
+        self, claim: Claim, proof: Proof, reference: Reference | None, workdir: Path
     ) -> Verdict:
         """Run the step again on ``reference`` and compare with ``output``."""
         del workdir
-        expected = transcript_of(self.name, spec.task_id, proof.statement.output_cid, b"")
-        if proof.payload or proof.statement.transcript != expected:
-            return Verdict(Outcome.INVALID, 0, "the proof does not commit to this task's output")
+        if proof.payload:
+            return Verdict(Outcome.INVALID, 0, "a digest proof has no payload, this one has")
+        spec, input, output, materials = claim.spec, claim.input, claim.output, claim.materials
         if input is None or output is None:
             return Verdict(
                 Outcome.CANNOT_TELL, 0, "the input or output is private and was not opened here"

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Final, cast
 
-from daifi_flows.cnft import Content, Execution, Materials, Proof, TaskSpec
+from daifi_flows.cnft import Content, Execution, Proof, TaskSpec
 from daifi_flows.encoding import canonical, decode_canonical
 from daifi_flows.errors import EncodingError, ModelError, ProofError
-from daifi_flows.proofs._scheme import Outcome, Reference, Verdict
-from daifi_flows.proofs._transcript import transcript_of
+from daifi_flows.proofs._scheme import Claim, Outcome, Reference, Verdict
 from daifi_flows.proofs.margins import decide, margins
 
 __all__ = ["MAX_OUTPUT_TOKENS", "MAX_PROMPT_TOKENS", "TokenDifrScheme"]
@@ -42,22 +41,17 @@ class TokenDifrScheme:
     """
 
     name: ClassVar[str] = "token-difr"
+    needs: ClassVar[frozenset[str]] = frozenset({"prompt_tokens", "output_tokens"})
 
-    def prove(
-        self,
-        spec: TaskSpec,
-        input: Content,
-        execution: Execution,
-        materials: Materials,
-        workdir: Path,
-    ) -> tuple[bytes, bytes]:
+    def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """The token ids, from ``execution.evidence["prompt_tokens"]`` and ``["output_tokens"]``.
 
         Raises:
             ProofError: the spec has no sampling, the evidence is missing or out of bounds, or
                 ``execution.usage`` counts other tokens.
         """
-        del input, materials, workdir
+        del workdir
+        spec = claim.spec
         try:
             prompt = [int(token) for token in execution.evidence["prompt_tokens"]]
             output = [int(token) for token in execution.evidence["output_tokens"]]
@@ -73,24 +67,15 @@ class TokenDifrScheme:
             fault = fault or "usage does not count the tokens of the evidence"
         if fault is not None:
             raise ProofError(f"token-difr cannot prove this execution: {fault}")
-        return transcript_of(self.name, spec.task_id, execution.output.cid, payload), payload
+        return payload
 
     def verify(
-        self,
-        spec: TaskSpec,
-        input: Content | None,
-        output: Content | None,
-        proof: Proof,
-        materials: Materials,
-        reference: Reference | None,
-        workdir: Path,
+        self, claim: Claim, proof: Proof, reference: Reference | None, workdir: Path
     ) -> Verdict:
         """Template, text, ending, then the margins of one prefill on ``reference``."""
         del workdir
+        spec, input, output, materials = claim.spec, claim.input, claim.output, claim.materials
         statement = proof.statement
-        expected = transcript_of(self.name, spec.task_id, statement.output_cid, proof.payload)
-        if statement.transcript != expected:
-            return _invalid("the transcript does not commit to this payload")
         try:
             prompt_tokens, output_tokens = _parse(proof.payload)
         except EncodingError as error:
@@ -142,7 +127,7 @@ def _against(
     if (rendered.media_type, rendered.data) != (output.media_type, output.data):
         return _invalid("the output is not what these tokens say")
     found = margins(
-        reference.prefill(spec, prompt_tokens, output_tokens),
+        reference.prefill(spec, prompt_tokens, output_tokens).logits,
         output_tokens,
         temperature_ppm=sampling.temperature_ppm,
         seed=sampling.seed,

@@ -24,8 +24,7 @@ from daifi_flows.proofs._policy import (
     read_policy,
     scores,
 )
-from daifi_flows.proofs._scheme import Outcome, Reference, Verdict
-from daifi_flows.proofs._transcript import transcript_of
+from daifi_flows.proofs._scheme import Claim, Outcome, Reference, Verdict
 
 __all__ = ["ZkScheme"]
 
@@ -80,22 +79,16 @@ class ZkScheme:
     """
 
     name: ClassVar[str] = "zk"
+    needs: ClassVar[frozenset[str]] = frozenset({"onnx", "input"})
 
-    def prove(
-        self,
-        spec: TaskSpec,
-        input: Content,
-        execution: Execution,
-        materials: Materials,
-        workdir: Path,
-    ) -> tuple[bytes, bytes]:
+    def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """Prove ``execution.evidence``: ``onnx`` (bytes) and ``input`` (float32 ``[1, 384]``).
 
         Raises:
             ProofError: the evidence is missing, is not the spec's model, or contradicts the output;
                 or ezkl fails.
         """
-        del materials
+        spec, input = claim.spec, claim.input
         try:
             onnx, given = bytes(execution.evidence["onnx"]), execution.evidence["input"]
         except (KeyError, TypeError) as error:
@@ -117,7 +110,7 @@ class ZkScheme:
         proof, proven = _circuit.prove(circuit, [int(item) for item in vector])
         if proven != outputs:
             raise ProofError("the circuit's scores are not the policy's")
-        payload = canonical(
+        return canonical(
             {
                 "srs": circuit.srs.digest,
                 "input": vector.astype("<i2").tobytes(),
@@ -125,25 +118,15 @@ class ZkScheme:
                 "proof": proof,
             }
         )
-        return transcript_of(self.name, spec.task_id, execution.output.cid, payload), payload
 
     def verify(
-        self,
-        spec: TaskSpec,
-        input: Content | None,
-        output: Content | None,
-        proof: Proof,
-        materials: Materials,
-        reference: Reference | None,
-        workdir: Path,
+        self, claim: Claim, proof: Proof, reference: Reference | None, workdir: Path
     ) -> Verdict:
         """Bytes, integers, output, embedding, then the SNARK: cheapest first.
 
         The ONNX file is looked for among ``materials.blobs`` by the spec's model digest.
         """
-        expected = transcript_of(self.name, spec.task_id, proof.statement.output_cid, proof.payload)
-        if proof.statement.transcript != expected:
-            return _invalid("the transcript does not commit to this payload")
+        spec, input, output, materials = claim.spec, claim.input, claim.output, claim.materials
         try:
             payload = _parse(proof.payload)
         except EncodingError as error:

@@ -20,7 +20,7 @@ from daifi_flows.errors import (
     ProofError,
 )
 from daifi_flows.keys import Account
-from daifi_flows.proofs import make_proof
+from daifi_flows.proofs import Claim, make_proof
 from daifi_flows.ray_mesh._engines import make_engine
 from daifi_flows.ray_mesh._models import manifest
 from daifi_flows.ray_mesh.engines._engine import Control, Engine, EngineDied
@@ -158,7 +158,8 @@ class NodeService:
             control.check()
             workdir = self.config.home / "proofs"
             workdir.mkdir(parents=True, exist_ok=True)
-            proof = make_proof(spec, input, execution, materials, self.account, workdir)
+            claim = Claim(spec, input, execution.output, materials)
+            proof = make_proof(claim, execution, self.account, workdir)
             control.check()
             usage = execution.usage
             control.log(

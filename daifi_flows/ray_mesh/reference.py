@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from daifi_flows.cnft import Content, Materials, ModelRef, TaskSpec
 from daifi_flows.errors import DaifiError, EncodingError, EngineError, ModelError
+from daifi_flows.proofs import Prefill
+from daifi_flows.proofs.calibration import Calibration, find_calibration
 from daifi_flows.ray_mesh._engines import ENGINES, make_engine
 from daifi_flows.ray_mesh._models import LocalModel, resolve
 from daifi_flows.ray_mesh.engines._embedder import Embedder
@@ -117,16 +119,27 @@ class EngineReference:
         """Tokens that end a generation of this model."""
         return self._shelf.tokenizer(self._llm(spec)).end_tokens
 
-    def prefill(
-        self, spec: TaskSpec, prompt: Sequence[int], output: Sequence[int]
-    ) -> NDArray[np.float32]:
-        """Raw logits, ``[len(output), vocab]``, from one pass over prompt and output.
+    def prefill(self, spec: TaskSpec, prompt: Sequence[int], output: Sequence[int]) -> Prefill:
+        """Score ``output`` given ``prompt`` in one pass.
 
         Raises:
             ModelError: the model is not at hand, or the tokens are too many for this machine.
             EncodingError: a token is not in the vocabulary.
         """
         return self._shelf.get(self._llm(spec)).prefill(prompt, output)
+
+    def output_rows(self, spec: TaskSpec, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Rows of the model's output layer, ``[len(tokens), width]``.
+
+        Raises:
+            ModelError: the model is not at hand.
+            EncodingError: a token is not in the vocabulary.
+        """
+        return self._shelf.get(self._llm(spec)).output_rows(tokens)
+
+    def calibration(self, spec: TaskSpec) -> Calibration | None:
+        """How far honest engines differ on this model and precision; ``None``: not measured."""
+        return find_calibration(spec.model, self._home / "calibrations")
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit-norm sentence embeddings, ``[len(texts), 384]``.

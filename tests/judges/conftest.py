@@ -29,7 +29,7 @@ from daifi_flows.encoding import keccak256
 from daifi_flows.errors import ModelError
 from daifi_flows.judges import SeatKeys, make_committee
 from daifi_flows.keys import Account
-from daifi_flows.proofs import make_proof
+from daifi_flows.proofs import Claim, make_proof
 
 NODE = Account.from_seed(b"node")
 BUYER = Account.from_seed(b"buyer")
@@ -87,7 +87,7 @@ def request_of(seats: Seats) -> Callable[..., ReviewRequest]:
             nonce=keccak256(bytes([nonce])),
         )
         execution = Execution(Content.json_value(output, bytes(32)), Usage())
-        proof = make_proof(spec, asked, execution, Materials(), NODE, Path())
+        proof = make_proof(Claim(spec, asked, execution.output), execution, NODE, Path())
         manifest = ModelManifest(
             model=model,
             files=files,
@@ -136,7 +136,7 @@ def doubling() -> Callable[..., Callable[[], Any]]:
             def prompt_tokens(self, *arguments: Any) -> Any:
                 raise ModelError("there is no language model here")
 
-            render_output = end_tokens = prefill = prompt_tokens
+            render_output = end_tokens = prefill = output_rows = calibration = prompt_tokens
 
         return Doubling
 

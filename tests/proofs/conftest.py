@@ -23,7 +23,7 @@ from daifi_flows.cnft import (
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import EncodingError
 from daifi_flows.keys import Account
-from daifi_flows.proofs import Verdict, make_proof, verify_proof
+from daifi_flows.proofs import Claim, Prefill, Verdict, make_proof, verify_proof
 
 SALT = bytes(32)
 NODE = Account.from_seed(b"node")
@@ -72,20 +72,18 @@ class Case:
     workdir: Path
 
     def prove(self, account: Account = NODE) -> Proof:
-        return make_proof(
-            self.spec, self.input, self.execution, self.materials, account, self.workdir
-        )
+        claim = Claim(self.spec, self.input, self.execution.output, self.materials)
+        return make_proof(claim, self.execution, account, self.workdir)
 
     def verify(self, proof: Proof, **changes: Any) -> Verdict:
         case = replace(self, **{k: v for k, v in changes.items() if k != "output"})
         output = changes.get("output", self.execution.output)
-        return verify_proof(
-            case.spec, case.input, output, proof, case.materials, case.reference, case.workdir
-        )
+        claim = Claim(case.spec, case.input, output, case.materials)
+        return verify_proof(claim, proof, case.reference, case.workdir)
 
     def forge(self, proof: Proof, payload: bytes, **changes: Any) -> Proof:
         """Another payload with the transcript and signature that a cheating node would make."""
-        from daifi_flows.proofs._transcript import transcript_of
+        from daifi_flows.proofs._envelope import transcript_of
 
         cid = changes.get("output_cid", proof.statement.output_cid)
         transcript = transcript_of(self.spec.scheme, self.spec.task_id, cid, payload)
@@ -117,15 +115,22 @@ class TinyReference:
     def end_tokens(self, spec: TaskSpec) -> frozenset[int]:
         return frozenset({0})
 
-    def prefill(
-        self, spec: TaskSpec, prompt: Sequence[int], output: Sequence[int]
-    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def prefill(self, spec: TaskSpec, prompt: Sequence[int], output: Sequence[int]) -> Prefill:
         import torch
 
         ids = torch.tensor([[*prompt, *output[:-1]]])
         with torch.no_grad():
-            logits = self.model(input_ids=ids).logits
-        return logits[0, len(prompt) - 1 :].float().numpy()
+            hidden = self.model.model(input_ids=ids).last_hidden_state[0, len(prompt) - 1 :]
+            logits = self.model.lm_head(hidden)
+        return Prefill(logits.float().numpy(), hidden.float().numpy())
+
+    def output_rows(
+        self, spec: TaskSpec, tokens: Sequence[int]
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        return self.model.lm_head.weight.detach()[list(tokens)].float().numpy()
+
+    def calibration(self, spec: TaskSpec) -> None:
+        return None
 
     def embed(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
         raise NotImplementedError
@@ -137,7 +142,7 @@ class TinyReference:
         assert spec.sampling is not None
         output: list[int] = []
         while len(output) < spec.sampling.max_tokens and (not output or output[-1] != 0):
-            row = self.prefill(spec, prompt, [*output, 0])[-1]
+            row = self.prefill(spec, prompt, [*output, 0]).logits[-1]
             output.append(
                 sample(row, spec.sampling.temperature_ppm, spec.sampling.seed, len(output))
             )

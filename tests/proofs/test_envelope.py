@@ -40,8 +40,8 @@ def test_a_third_party_scheme_is_found_by_its_entry_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "third_party_proofs.py").write_text(
-        "class Echo:\n    name = 'echo'\n"
-        "    def prove(self, *_): return b'\\0' * 32, b''\n"
+        "class Echo:\n    name = 'echo'\n    needs = frozenset()\n"
+        "    def prove(self, *_): return b''\n"
         "    def verify(self, *_): raise NotImplementedError\n"
     )
     info = tmp_path / "third_party-1.0.dist-info"
@@ -112,8 +112,9 @@ def test_trouble_on_the_verifiers_side_accuses_nobody(digest_case: Any, kit: Any
         case.reference.error = error
         assert case.verify(proof).outcome is Outcome.CANNOT_TELL
     spec = kit.build_spec(case.input, "rune")
-    changed = kit.resign(proof, scheme="rune", task_id=spec.task_id)
-    assert case.verify(changed, spec=spec).outcome is Outcome.CANNOT_TELL
+    unknown = replace(case, spec=spec)
+    changed = unknown.forge(proof, proof.payload, scheme="rune", task_id=spec.task_id)
+    assert unknown.verify(changed).outcome is Outcome.CANNOT_TELL
 
 
 def test_a_proof_needs_the_specs_input(digest_case: Any) -> None:

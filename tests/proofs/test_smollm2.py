@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from daifi_flows.cnft import Content, Execution, Materials, Sampling, Usage
-from daifi_flows.proofs import Outcome
+from daifi_flows.proofs import Outcome, Prefill
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,11 @@ class Smol:
 
         with torch.no_grad():
             ids = torch.tensor([[*prompt, *output[:-1]]])
-            return self.model(input_ids=ids, logits_to_keep=len(output)).logits[0].float().numpy()
+            kept = self.model(input_ids=ids, logits_to_keep=len(output)).logits
+            return Prefill(kept[0].float().numpy())
+
+    def calibration(self, spec: Any) -> None:
+        return None
 
     def generate(self, spec: Any, prompt: list[int]) -> list[int]:
         import torch
@@ -140,9 +144,11 @@ def test_honest_is_valid_and_cheats_are_not(
             assert verdict.outcome is Outcome.VALID, verdict.reason
             assert verdict.confidence_ppm > 990_000
         tokens = list(honest.execution.evidence["output_tokens"])
-        row = engines["bf16"].prefill(
-            honest.spec, honest.execution.evidence["prompt_tokens"], tokens
-        )[len(tokens) // 2]
+        row = (
+            engines["bf16"]
+            .prefill(honest.spec, honest.execution.evidence["prompt_tokens"], tokens)
+            .logits[len(tokens) // 2]
+        )
         tokens[len(tokens) // 2] = int(np.argsort(row)[-200])  # unlikely, but not absurd
         edited = replace(
             honest,

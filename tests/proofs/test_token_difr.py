@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from daifi_flows.cnft import Content, Sampling, Usage
 from daifi_flows.encoding import canonical, decode_canonical
 from daifi_flows.errors import EncodingError, ModelError, ProofError
-from daifi_flows.proofs import Outcome
+from daifi_flows.proofs import Outcome, Prefill
 
 GREEDY = {"temperature_ppm": 0}
 SAMPLED = {"temperature_ppm": 700_000}
@@ -69,7 +69,7 @@ def test_edited_cut_and_stretched_texts_are_invalid(llm_case: Any, honest: Any) 
     case = llm_case(max_tokens=24)
     prompt = list(case.execution.evidence["prompt_tokens"])
     tokens = list(case.execution.evidence["output_tokens"])
-    row = honest.prefill(case.spec, prompt, tokens)[5]
+    row = honest.prefill(case.spec, prompt, tokens).logits[5]
     unlikely = int(np.argmin(row))
     edits: dict[str, tuple[list[int], list[int]]] = {
         "one token edited": (prompt, [*tokens[:5], unlikely, *tokens[6:]]),
@@ -171,9 +171,9 @@ def test_what_cannot_be_prefilled_cannot_be_told(
         case.spec,
         case.execution.evidence["prompt_tokens"],
         case.execution.evidence["output_tokens"],
-    )
+    ).logits
     for bad in (np.full_like(logits, np.nan), logits[:-1], np.full_like(logits, np.inf)):
-        monkeypatch.setattr(honest, "prefill", lambda *_, bad=bad: bad)
+        monkeypatch.setattr(honest, "prefill", lambda *_, bad=bad: Prefill(bad))
         assert case.verify(proof).outcome is Outcome.CANNOT_TELL
 
     def refuse(*_: Any) -> Any:

@@ -14,7 +14,7 @@ import pytest
 from daifi_flows.cnft import Content, Execution, Materials, ModelRef, Sampling, TaskSpec
 from daifi_flows.errors import EncodingError, EngineError, ModelError
 from daifi_flows.keys import Account
-from daifi_flows.proofs import Outcome, make_proof, verify_proof
+from daifi_flows.proofs import Claim, Outcome, make_proof, verify_proof
 from daifi_flows.proofs.sampling import sample
 from daifi_flows.ray_mesh import Dishonesty, EngineReference
 from daifi_flows.ray_mesh._adversary import dishonest
@@ -76,7 +76,7 @@ def test_each_token_follows_the_projects_sampling_rule(
     sampling = Sampling(temperature_ppm=temperature_ppm, seed=11, max_tokens=24)
     spec = make_spec(tiny_ref, content, sampling=sampling)
     found = run(engine, spec, content).evidence
-    logits = reference.prefill(spec, found["prompt_tokens"], found["output_tokens"])
+    logits = reference.prefill(spec, found["prompt_tokens"], found["output_tokens"]).logits
     assert logits.dtype == np.float32
     expected = [sample(row, temperature_ppm, 11, position) for position, row in enumerate(logits)]
     assert expected == found["output_tokens"]
@@ -218,7 +218,9 @@ def test_missing_sampling_or_input_is_an_engine_error(
 def proven(engine: Engine, spec: TaskSpec, content: Content, workdir: Path) -> tuple[Content, Any]:
     execution = run(engine, spec, content)
     node = Account.from_seed(b"node")
-    return execution.output, make_proof(spec, content, execution, Materials(), node, workdir)
+    return execution.output, make_proof(
+        Claim(spec, content, execution.output), execution, node, workdir
+    )
 
 
 @pytest.mark.parametrize("temperature_ppm", [0, 500_000])
@@ -235,7 +237,7 @@ def test_an_honest_answer_verifies(
     sampling = Sampling(temperature_ppm=temperature_ppm, seed=5, max_tokens=24)
     spec = make_spec(tiny_ref, content, sampling=sampling)
     output, proof = proven(engine, spec, content, tmp_path)
-    verdict = verify_proof(spec, content, output, proof, Materials(), reference, tmp_path)
+    verdict = verify_proof(Claim(spec, content, output), proof, reference, tmp_path)
     assert verdict.outcome is Outcome.VALID, verdict.reason
     vllm = spec.model_copy(update={"model": tiny_ref.model_copy(update={"engine": "vllm"})})
     assert reference.missing(vllm, Materials()) is None  # checked by a transformers prefill
@@ -261,7 +263,7 @@ def test_dishonest_engines_answer_otherwise_under_the_same_name(
     assert lie.usage.output_tokens == len(lie.evidence["output_tokens"])
     assert isinstance(cheat, Engine)
     output, proof = proven(cheat, spec, content, tmp_path)
-    verdict = verify_proof(spec, content, output, proof, Materials(), reference, tmp_path)
+    verdict = verify_proof(Claim(spec, content, output), proof, reference, tmp_path)
     assert verdict.outcome is Outcome.INVALID, verdict.reason
 
 

@@ -15,7 +15,7 @@ from daifi_flows.cnft import Content, Materials, ModelRef, TaskSpec, model_diges
 from daifi_flows.encoding import canonical
 from daifi_flows.errors import DaifiError, EncodingError, EngineError, ModelError, ProofError
 from daifi_flows.keys import recover_address
-from daifi_flows.proofs import verify_proof
+from daifi_flows.proofs import Claim, verify_proof
 from daifi_flows.ray_mesh import NodeConfig
 from daifi_flows.ray_mesh._node import NodeService, parse_reply, step_log
 from daifi_flows.ray_mesh.engines._engine import Control, StepCancelled
@@ -50,7 +50,7 @@ def test_a_step_comes_back_proven_and_signed(
     assert recover_address(result.manifest.digest(), result.manifest.signature) == result.proof.node
     assert model_digest(result.manifest.files) == spec.model.digest
     assert result.proof.statement.task_id == spec.task_id
-    verdict = verify_proof(spec, content, result.output, result.proof, Materials(), None, tmp_path)
+    verdict = verify_proof(Claim(spec, content, result.output), result.proof, None, tmp_path)
     assert "no model" in verdict.reason  # all generic checks passed
     assert any("generated" in line for line in lines)
     assert service.running == 0

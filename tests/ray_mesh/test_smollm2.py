@@ -9,7 +9,7 @@ import pytest
 
 from daifi_flows.cnft import Content, Materials, ModelRef, Sampling, TaskSpec
 from daifi_flows.keys import Account
-from daifi_flows.proofs import Outcome, Verdict, make_proof, verify_proof
+from daifi_flows.proofs import Claim, Outcome, Verdict, make_proof, verify_proof
 from daifi_flows.ray_mesh import Dishonesty, EngineReference
 from daifi_flows.ray_mesh._adversary import dishonest
 from daifi_flows.ray_mesh.engines._engine import Control, Engine
@@ -42,8 +42,8 @@ def check(
     def run(engine: Engine, spec: TaskSpec, content: Content) -> tuple[str, Verdict]:
         done = engine.run(spec, content, Materials(), Control())
         node = Account.from_seed(b"node")
-        proof = make_proof(spec, content, done, Materials(), node, tmp_path)
-        verdict = verify_proof(spec, content, done.output, proof, Materials(), reference, tmp_path)
+        proof = make_proof(Claim(spec, content, done.output), done, node, tmp_path)
+        verdict = verify_proof(Claim(spec, content, done.output), proof, reference, tmp_path)
         return done.output.value()["text"], verdict
 
     return run

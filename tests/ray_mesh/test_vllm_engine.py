@@ -13,7 +13,7 @@ import pytest
 from daifi_flows.cnft import Content, Materials, ModelRef, Sampling, TaskSpec
 from daifi_flows.errors import EngineError
 from daifi_flows.keys import Account
-from daifi_flows.proofs import Outcome, make_proof, verify_proof
+from daifi_flows.proofs import Claim, Outcome, make_proof, verify_proof
 from daifi_flows.ray_mesh import EngineReference, resolve
 from daifi_flows.ray_mesh.engines._engine import Control, EngineDied, StepCancelled
 from daifi_flows.ray_mesh.engines.vllm import VllmEngine
@@ -62,8 +62,8 @@ def test_what_vllm_says_verifies_by_a_transformers_prefill(
         sampling = Sampling(temperature_ppm=temperature_ppm, seed=9, max_tokens=48)
         spec = make_spec(ref, content, sampling=sampling)
         done = engine.run(spec, content, Materials(), Control())
-        proof = make_proof(spec, content, done, Materials(), node, tmp_path)
-        verdict = verify_proof(spec, content, done.output, proof, Materials(), reference, tmp_path)
+        proof = make_proof(Claim(spec, content, done.output), done, node, tmp_path)
+        verdict = verify_proof(Claim(spec, content, done.output), proof, reference, tmp_path)
         assert verdict.outcome is Outcome.VALID, (temperature_ppm, verdict.reason)
     cancelled = threading.Event()
     threading.Timer(0.5, cancelled.set).start()

@@ -6,16 +6,18 @@ and read logits the same way.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from daifi_flows.cnft import Content, Sampling, TaskSpec, Usage
 from daifi_flows.encoding import canonical_json
 from daifi_flows.errors import EncodingError, EngineError, ModelError
+from daifi_flows.proofs import Prefill
 from daifi_flows.proofs.sampling import sample
 from daifi_flows.ray_mesh._models import LocalModel
 from daifi_flows.ray_mesh.engines import DEFAULT_THREADS
@@ -181,8 +183,8 @@ class CausalLm:
         except (RuntimeError, MemoryError) as error:
             raise EngineError(f"the model failed after {len(output)} tokens: {error}") from error
 
-    def prefill(self, prompt: Sequence[int], output: Sequence[int]) -> NDArray[np.float32]:
-        """Raw logits, ``[len(output), vocab]``: row t scores output token t given all before.
+    def prefill(self, prompt: Sequence[int], output: Sequence[int]) -> Prefill:
+        """One pass over prompt and output: row t scores output token t given all before.
 
         Raises:
             EncodingError: a token is not in the vocabulary, or prompt or output is empty.
@@ -193,18 +195,50 @@ class CausalLm:
         tokens = [*prompt, *output[:-1]]
         if not prompt or not output:
             raise EncodingError("prompt and output need at least one token each")
-        if not all(0 <= token < self._vocabulary for token in (*prompt, *output)):
-            raise EncodingError(f"a token is not in the vocabulary of {self._vocabulary}")
+        self._check_tokens((*prompt, *output))
         if len(output) * self._vocabulary > _MAX_LOGITS or len(tokens) > self.tokenizer.context:
             raise ModelError(f"{len(tokens)} tokens are too many to check on this machine")
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._hidden_states() as seen:
                 result = self._weights(
                     input_ids=self._tensor(tokens), use_cache=False, logits_to_keep=len(output)
                 )
-                return result.logits[0].float().cpu().numpy()
+                return Prefill(
+                    result.logits[0].float().cpu().numpy(), seen[-1][0].float().cpu().numpy()
+                )
         except (RuntimeError, MemoryError) as error:
             raise ModelError(f"the model failed on {len(tokens)} tokens: {error}") from error
+
+    def output_rows(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Rows of the output layer, ``[len(tokens), width]``.
+
+        Raises:
+            EncodingError: a token is not in the vocabulary.
+        """
+        self._check_tokens(tokens)
+        layer = self._weights.get_output_embeddings()
+        return layer.weight.detach()[list(tokens)].float().cpu().numpy()
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        if not all(0 <= token < self._vocabulary for token in tokens):
+            raise EncodingError(f"a token is not in the vocabulary of {self._vocabulary}")
+
+    @contextlib.contextmanager
+    def _hidden_states(self) -> Generator[list[Any]]:
+        """Collects what this thread's forward passes give the output layer, ``[batch, kept,
+        width]`` a pass."""
+        thread = threading.get_ident()
+        seen: list[Any] = []
+
+        def keep(_module: Any, inputs: tuple[Any, ...]) -> None:
+            if threading.get_ident() == thread:
+                seen.append(inputs[0])
+
+        handle = self._weights.get_output_embeddings().register_forward_pre_hook(keep)
+        try:
+            yield seen
+        finally:
+            handle.remove()
 
 
 class LlmShelf:
