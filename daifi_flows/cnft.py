@@ -336,7 +336,9 @@ class Execution:
     """What an engine returns inside a node: output, usage, and the evidence a proof needs.
 
     ``evidence`` is the scheme's business: ``prompt_tokens`` and ``output_tokens`` (lists of int)
-    for token-difr, ``onnx`` (bytes) and ``input`` (a float array) for zk, nothing for digest.
+    for token-difr, with ``activations`` (float32 ``[output, width]``: the last hidden states that
+    gave the output tokens) for toploc, ``onnx`` (bytes) and ``input`` (a float array) for zk,
+    nothing for digest.
     """
 
     output: Content

@@ -60,7 +60,62 @@ def test_an_answer_carries_what_its_proof_needs(
     assert result.usage.output_tokens == len(result.evidence["output_tokens"]) <= 24
     total = result.usage.prompt_tokens + result.usage.output_tokens
     assert result.usage.flops % (2 * total) == 0
-    assert run(engine, spec, content).evidence == result.evidence
+    again = run(engine, spec, content).evidence
+    assert again["output_tokens"] == result.evidence["output_tokens"]
+    np.testing.assert_array_equal(again["activations"], result.evidence["activations"])
+    assert result.evidence["activations"].shape == (result.usage.output_tokens, 64)
+    assert result.evidence["activations"].dtype == np.float32
+
+
+def test_activations_are_the_output_layers_input(
+    engine: Engine, reference: EngineReference, tiny_ref: ModelRef, make_spec: Make, ask: Ask
+) -> None:
+    content = ask()
+    spec = make_spec(tiny_ref, content)
+    found = run(engine, spec, content).evidence
+    prefill = reference.prefill(spec, found["prompt_tokens"], found["output_tokens"])
+    np.testing.assert_allclose(found["activations"], prefill.hidden, atol=1e-3)
+    rows = reference.output_rows(spec, range(prefill.logits.shape[1]))
+    np.testing.assert_allclose(found["activations"] @ rows.T, prefill.logits, atol=1e-2)
+
+
+def test_a_batch_gives_the_answers_of_its_rows(
+    engine: TransformersEngine, tiny_ref: ModelRef
+) -> None:
+    llm = engine._shelf.get(engine.model(tiny_ref, Materials()))
+    prompts = [list(range(2, 2 + count)) for count in (5, 40, 11, 40)]
+    samplings = [
+        Sampling(max_tokens=count, seed=seed, temperature_ppm=heat)
+        for count, seed, heat in ((30, 1, 0), (3, 2, 700_000), (17, 3, 700_000), (30, 4, 700_000))
+    ]
+    together = llm.generate_batch(prompts, samplings, Control())
+    for prompt, sampling, row in zip(prompts, samplings, together, strict=True):
+        alone = llm.generate(prompt, sampling, Control())
+        assert row.tokens == alone.tokens
+        assert row.activations is not None
+        assert alone.activations is not None
+        np.testing.assert_allclose(row.activations, alone.activations, atol=1e-3)
+
+
+def test_threads_see_their_own_activations(engine: TransformersEngine, tiny_ref: ModelRef) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    llm = engine._shelf.get(engine.model(tiny_ref, Materials()))
+    prompts = [list(range(2, 8)), list(range(90, 60, -1)), [7] * 20, [50, 3, 9]]
+    sampling = Sampling(max_tokens=20, seed=3, temperature_ppm=700_000)
+
+    def work(prompt: list[int]) -> tuple[list[int], Any]:
+        answer = llm.generate(prompt, sampling, Control())
+        prefill = llm.prefill(prompt, answer.tokens)
+        assert answer.activations is not None
+        np.testing.assert_allclose(answer.activations, prefill.hidden, atol=1e-3)
+        return answer.tokens, answer.activations
+
+    alone = [work(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        for one, other in zip(alone, pool.map(work, prompts), strict=True):
+            assert one[0] == other[0]
+            np.testing.assert_allclose(one[1], other[1], atol=1e-3)
 
 
 @pytest.mark.parametrize("temperature_ppm", [0, 700_000])

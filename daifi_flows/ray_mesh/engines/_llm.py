@@ -11,6 +11,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,7 +35,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["CausalLm", "LlmShelf", "llm_usage", "prompt_of", "render", "sampling_of"]
+__all__ = [
+    "CausalLm",
+    "Generated",
+    "LlmShelf",
+    "llm_usage",
+    "prompt_of",
+    "render",
+    "sampling_of",
+]
 
 _LOG_EVERY: Final = 32
 """Tokens between two lines of progress."""
@@ -114,6 +123,38 @@ def llm_usage(parameters: int, prompt: int, output: int, duration_ms: int) -> Us
     )
 
 
+@dataclass(frozen=True)
+class Generated:
+    """One answer.
+
+    Attributes:
+        tokens: output tokens, end token included.
+        activations: last hidden states, what the output layer multiplied, float32 ``[tokens,
+            width]`` holding the model's own values exactly: row t gave token t. Absent when the
+            model does not show its output layer's input.
+    """
+
+    tokens: list[int]
+    activations: NDArray[np.float32] | None
+
+
+@dataclass
+class _Row:
+    """One answer of a batch while it grows."""
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    tokens: list[int] = field(default_factory=list[int])
+    hidden: list[Any] = field(default_factory=list[Any])
+
+    def generated(self) -> Generated:
+        import torch
+
+        shown = len(self.hidden) == len(self.tokens)
+        rows = torch.stack(self.hidden).float().cpu().numpy() if shown else None
+        return Generated(self.tokens, rows)
+
+
 class CausalLm:
     """Weights and tokenizer of one model in one precision. Inference may run in several threads.
 
@@ -140,14 +181,30 @@ class CausalLm:
             alter(self._weights)
         self._device = next(iter(self._weights.parameters())).device
         self._vocabulary = int(self._weights.get_input_embeddings().num_embeddings)
+        self._watching = threading.local()
+        if (layer := self._weights.get_output_embeddings()) is not None:
+            layer.register_forward_pre_hook(self._keep)
 
-    def _tensor(self, tokens: Sequence[int]) -> Any:
+    def _tensor(self, tokens: Sequence[Sequence[int]]) -> Any:
         import torch
 
-        return torch.tensor([list(tokens)], dtype=torch.long, device=self._device)
+        return torch.tensor([list(row) for row in tokens], dtype=torch.long, device=self._device)
 
-    def generate(self, prompt: Sequence[int], sampling: Sampling, control: Control) -> list[int]:
-        """Output tokens by :func:`proofs.sampling.sample`, end token included, with a KV cache.
+    def generate(self, prompt: Sequence[int], sampling: Sampling, control: Control) -> Generated:
+        """One answer by :func:`proofs.sampling.sample`, with a KV cache.
+
+        Raises:
+            StepCancelled: ``control`` asked to stop.
+            EngineError: the model failed, for instance for want of memory.
+        """
+        return self.generate_batch([prompt], [sampling], control)[0]
+
+    def generate_batch(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], control: Control
+    ) -> list[Generated]:
+        """An answer to each prompt, all in one batch: padded on the left, rows leave as they end.
+
+        Rows differ from those of :meth:`generate` by rounding only.
 
         Raises:
             StepCancelled: ``control`` asked to stop.
@@ -155,33 +212,70 @@ class CausalLm:
         """
         import torch
 
-        output: list[int] = []
+        rows = [_Row(*each) for each in zip(prompts, samplings, strict=True)]
         try:
-            with torch.inference_mode():
-                control.check()
-                step = self._weights(
-                    input_ids=self._tensor(prompt), use_cache=True, logits_to_keep=1
-                )
-                control.log(f"read the prompt of {len(prompt)} tokens")
-                while True:
-                    logits = step.logits[0, -1].float().cpu().numpy()
-                    position = len(output)
-                    output.append(sample(logits, sampling.temperature_ppm, sampling.seed, position))
-                    ended = output[-1] in self.tokenizer.end_tokens
-                    if ended or len(output) >= sampling.max_tokens:
-                        control.log(f"generated {len(output)} tokens")
-                        return output
-                    if len(output) % _LOG_EVERY == 0:
-                        control.log(f"generated {len(output)} tokens so far")
-                    control.check()
-                    step = self._weights(
-                        input_ids=self._tensor(output[-1:]),
-                        past_key_values=step.past_key_values,
-                        use_cache=True,
-                        logits_to_keep=1,
-                    )
+            with torch.inference_mode(), self._hidden_states() as seen:
+                self._answer(rows, seen, control)
+                return [row.generated() for row in rows]
         except (RuntimeError, MemoryError) as error:
-            raise EngineError(f"the model failed after {len(output)} tokens: {error}") from error
+            count = sum(len(row.tokens) for row in rows)
+            raise EngineError(f"the model failed after {count} tokens: {error}") from error
+
+    def _answer(self, rows: list[_Row], seen: list[Any], control: Control) -> None:
+        import torch
+
+        control.check()
+        longest = max(len(row.prompt) for row in rows)
+        pads = [longest - len(row.prompt) for row in rows]
+        ids = self._tensor([[0] * pad + [*row.prompt] for pad, row in zip(pads, rows, strict=True)])
+        where: dict[str, Any] = {}
+        if any(pads):
+            mask = self._tensor([[0] * pad + [1] * (longest - pad) for pad in pads])
+            where = {
+                "attention_mask": mask,
+                "position_ids": (mask.cumsum(-1) - 1).clamp_min(0),
+            }
+        step = self._weights(input_ids=ids, use_cache=True, logits_to_keep=1, **where)
+        control.log(f"read the prompt of {longest} tokens")
+        position = 0
+        while True:
+            scores = step.logits[:, -1].float().cpu().numpy()
+            hidden = seen.pop()[:, -1].clone() if seen else None  # not a view of the whole prompt
+            for index, row in enumerate(rows):
+                row.tokens.append(_draw(scores[index], row.sampling, position))
+                if hidden is not None:
+                    row.hidden.append(hidden[index])
+            position += 1
+            going = [index for index, row in enumerate(rows) if not self._ended(row)]
+            if not going:
+                control.log(f"generated {position} tokens")
+                return
+            if position % _LOG_EVERY == 0:
+                control.log(f"generated {position} tokens so far")
+            control.check()
+            past = step.past_key_values
+            if len(going) < len(rows):
+                kept = torch.tensor(going, device=self._device)
+                past.batch_select_indices(kept)
+                where = {name: value[kept] for name, value in where.items()}
+                rows = [rows[index] for index in going]
+            if where:
+                mask = where["attention_mask"]
+                where = {
+                    "attention_mask": torch.cat((mask, mask.new_ones(len(rows), 1)), 1),
+                    "position_ids": where["position_ids"][:, -1:] + 1,
+                }
+            step = self._weights(
+                input_ids=self._tensor([row.tokens[-1:] for row in rows]),
+                past_key_values=past,
+                use_cache=True,
+                logits_to_keep=1,
+                **where,
+            )
+
+    def _ended(self, row: _Row) -> bool:
+        ended = row.tokens[-1] in self.tokenizer.end_tokens
+        return ended or len(row.tokens) >= row.sampling.max_tokens
 
     def prefill(self, prompt: Sequence[int], output: Sequence[int]) -> Prefill:
         """One pass over prompt and output: row t scores output token t given all before.
@@ -201,11 +295,10 @@ class CausalLm:
         try:
             with torch.inference_mode(), self._hidden_states() as seen:
                 result = self._weights(
-                    input_ids=self._tensor(tokens), use_cache=False, logits_to_keep=len(output)
+                    input_ids=self._tensor([tokens]), use_cache=False, logits_to_keep=len(output)
                 )
-                return Prefill(
-                    result.logits[0].float().cpu().numpy(), seen[-1][0].float().cpu().numpy()
-                )
+                hidden = seen[-1][0].float().cpu().numpy() if seen else None
+                return Prefill(result.logits[0].float().cpu().numpy(), hidden)
         except (RuntimeError, MemoryError) as error:
             raise ModelError(f"the model failed on {len(tokens)} tokens: {error}") from error
 
@@ -223,22 +316,27 @@ class CausalLm:
         if not all(0 <= token < self._vocabulary for token in tokens):
             raise EncodingError(f"a token is not in the vocabulary of {self._vocabulary}")
 
+    def _keep(self, _layer: Any, inputs: tuple[Any, ...]) -> None:
+        """Hook of the output layer: hands its input to the thread that watches, if it does."""
+        seen: list[Any] | None = getattr(self._watching, "seen", None)
+        if seen is not None:
+            seen.append(inputs[0])
+
     @contextlib.contextmanager
     def _hidden_states(self) -> Generator[list[Any]]:
         """Collects what this thread's forward passes give the output layer, ``[batch, kept,
         width]`` a pass."""
-        thread = threading.get_ident()
         seen: list[Any] = []
-
-        def keep(_module: Any, inputs: tuple[Any, ...]) -> None:
-            if threading.get_ident() == thread:
-                seen.append(inputs[0])
-
-        handle = self._weights.get_output_embeddings().register_forward_pre_hook(keep)
+        self._watching.seen = seen
         try:
             yield seen
         finally:
-            handle.remove()
+            self._watching.seen = None
+
+
+def _draw(logits: NDArray[np.float32], sampling: Sampling, position: int) -> int:
+    """The token at ``position`` of an answer."""
+    return sample(logits, sampling.temperature_ppm, sampling.seed, position)
 
 
 class LlmShelf:

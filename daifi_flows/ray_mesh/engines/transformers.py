@@ -27,7 +27,8 @@ class TransformersEngine:
     Input: ``{"question", "passages": [{"id", "text"}], "system"?, "context_tokens"}`` or
     ``{"messages": [{"role", "content"}], "context_tokens"}``. Output: ``{"text", "finish",
     "prompt_tokens", "dropped_passages", "question_tokens_dropped"}``. Evidence: the
-    ``prompt_tokens`` and ``output_tokens`` (end token included) that ``token-difr`` needs.
+    ``prompt_tokens`` and ``output_tokens`` (end token included) that ``token-difr`` needs, and the
+    ``activations`` (float32 ``[output, width]``) that ``toploc`` needs besides.
 
     Precision is ``bf16`` unless the model reference says otherwise: measured alone on a 2-core CPU
     with AVX512-BF16 and two threads, SmolLM2-135M reads 700 tokens in 0.4 s and writes 32 tokens/s,
@@ -70,12 +71,15 @@ class TransformersEngine:
         llm = self._shelf.get(self.model(spec.model, materials))
         started = time.perf_counter_ns()
         parsed, prompt = prompt_of(spec, input, llm.tokenizer)
-        output = llm.generate(prompt.tokens, sampling, control)
+        answer = llm.generate(prompt.tokens, sampling, control)
         elapsed = (time.perf_counter_ns() - started) // 1_000_000
+        evidence: dict[str, Any] = {"prompt_tokens": prompt.tokens, "output_tokens": answer.tokens}
+        if answer.activations is not None:
+            evidence["activations"] = answer.activations
         return Execution(
-            output=render(parsed, prompt, output, llm.tokenizer),
-            usage=llm_usage(llm.parameters, len(prompt.tokens), len(output), elapsed),
-            evidence={"prompt_tokens": prompt.tokens, "output_tokens": output},
+            output=render(parsed, prompt, answer.tokens, llm.tokenizer),
+            usage=llm_usage(llm.parameters, len(prompt.tokens), len(answer.tokens), elapsed),
+            evidence=evidence,
         )
 
     def rewrite(
