@@ -110,11 +110,19 @@ class ModelRef(Noun):
 
 
 class Sampling(Noun):
-    """Token t is ``argmax(logits / temperature + gumbel(seed, t))``; plain argmax at 0."""
+    """Token t is ``argmax(logits / temperature + gumbel(seed, t))``; plain argmax at 0.
+
+    Attributes:
+        top_k: draw from the most probable ``top_k`` tokens only; absent: from all.
+        top_p_ppm: draw from the fewest tokens whose probability reaches this share (nucleus
+            sampling, Holtzman et al., arXiv 1904.09751); absent: from all.
+    """
 
     temperature_ppm: Uint = 0
     seed: Uint = 0
     max_tokens: Uint = 96
+    top_k: Annotated[int, Field(ge=1, lt=2**31, strict=True)] | None = None
+    top_p_ppm: Annotated[int, Field(ge=1, le=PPM, strict=True)] | None = None
 
 
 class Review(Noun):
