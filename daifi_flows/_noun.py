@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from functools import lru_cache
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, ClassVar, Final, Self
 
 from eth_utils.address import is_checksum_address
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -86,6 +86,9 @@ class Noun(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="hex")
 
+    max_canonical_bytes: ClassVar[int] = MAX_CBOR_BYTES
+    """Largest encoding that :meth:`from_canonical` parses when it is not told otherwise."""
+
     def plain(self) -> dict[str, Any]:
         """Maps, lists, integers, bytes and text, ready for :func:`encoding.canonical`."""
         return {
@@ -99,13 +102,14 @@ class Noun(BaseModel):
         return canonical(self.plain())
 
     @classmethod
-    def from_canonical(cls, data: bytes, *, max_bytes: int = MAX_CBOR_BYTES) -> Self:
+    def from_canonical(cls, data: bytes, *, max_bytes: int | None = None) -> Self:
         """Parse what :meth:`canonical` wrote; anything else is refused.
 
         Raises:
             EncodingError: not canonical, or not this noun.
         """
-        noun = cls.from_plain(decode_canonical(data, max_bytes=max_bytes))
+        limit = cls.max_canonical_bytes if max_bytes is None else max_bytes
+        noun = cls.from_plain(decode_canonical(data, max_bytes=limit))
         if noun.canonical() != data:
             raise EncodingError(f"not the canonical form of a {cls.__name__}")
         return noun

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -254,6 +254,9 @@ def proof_digest(scheme: str, statement: Statement, payload_hash: bytes, node: s
 
 class Proof(Noun):
     """A statement, the scheme's payload and the node's signature over both."""
+
+    max_canonical_bytes: ClassVar[int] = (1 << 20) + 4096
+    """The largest payload (``proofs.MAX_PAYLOAD_BYTES``), and the rest of the proof."""
 
     scheme: Label
     statement: Statement

@@ -102,15 +102,17 @@ def canonical(value: Any) -> bytes:
 # object of 50 kB overflows the C stack of a parser and kills the process. So nesting is bounded
 # before parsing. Few brackets cannot nest deeply: only then is the object walked.
 _SHALLOW: Final = 1_000
-_MAX_ITEMS: Final = 4_000_000
+_MAX_ITEMS: Final = 1_000_000
+"""An empty list takes one byte of CBOR and 64 of memory: items are bounded as well as bytes."""
 _CBOR_CONTAINERS: Final = bytes(range(0x80, 0xDC))
 _JSON_TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def _bound_cbor(data: bytes) -> None:
-    """Refuse CBOR nested deeper than any parser's stack holds. Malformed bytes pass: the parser,
-    which goes the same way, refuses them."""
-    if len(data) - len(data.translate(None, _CBOR_CONTAINERS)) <= _SHALLOW:
+    """Refuse CBOR nested deeper than any parser's stack holds, or with too many items. Malformed
+    bytes pass: the parser, which goes the same way, refuses them."""
+    brackets = len(data) - len(data.translate(None, _CBOR_CONTAINERS))
+    if brackets <= _SHALLOW and len(data) <= _MAX_ITEMS:
         return
     open_items: list[int] = []
     at = items = 0

@@ -16,6 +16,9 @@ __all__ = ["DigestScheme"]
 _JSON: Final = "application/json"
 _TOLERANT_PPM: Final = 999_000
 """Confidence when the outputs agree within tolerance but not to the byte."""
+_MAX_GROWTH: Final = 25
+"""JSON that agrees within tolerance is at most so much longer: only numbers may differ, a float
+takes at most 24 characters, and it stands for one of at least one."""
 
 
 class DigestScheme:
@@ -82,6 +85,8 @@ def _compare(claimed: Content, again: Content) -> tuple[Match, str]:
         return Match.EXACT, ""
     if claimed.media_type != _JSON:
         return Match.DIFFERENT, f"{len(claimed.data)} bytes differ from {len(again.data)}"
+    if len(claimed.data) > _MAX_GROWTH * len(again.data):
+        return Match.DIFFERENT, f"{len(claimed.data)} bytes cannot agree with {len(again.data)}"
     try:
         value: Any = decode_canonical_json(claimed.data)
     except EncodingError as error:
