@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from daifi_flows.cnft import PPM
 from daifi_flows.proofs._scheme import Outcome
-from daifi_flows.proofs.sampling import noised
+from daifi_flows.proofs.sampling import gumbel
 
 __all__ = ["Finding", "Margins", "decide", "margins"]
 
@@ -87,7 +87,9 @@ def margins(
     best: list[int] = []
     scale = temperature_ppm / PPM if temperature_ppm else 1.0
     for index, token in enumerate(tokens):
-        scores = noised(logits[index], temperature_ppm, seed, index)
+        scores = logits[index]
+        if temperature_ppm:
+            scores = scores / np.float32(scale) + gumbel(seed, index, logits.shape[1])
         choice = int(np.argmax(scores))
         top = float(scores[choice])
         if not np.isfinite(top):  # NaN sorts first in argmax; +inf is no logit either

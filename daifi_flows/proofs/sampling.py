@@ -3,12 +3,17 @@
 Token ``t`` is ``argmax_v(logits[v] / temperature + gumbel(seed, t)[v])``, plain argmax at
 temperature 0. By the Gumbel-max trick (Gumbel 1954; Maddison et al., arXiv 1411.0030) that is a
 draw from ``softmax(logits / temperature)``; fixing the noise by a counter-based generator makes the
-draw a deterministic function of the logits (Token-DiFR, arXiv 2511.20621, section 3).
+draw a deterministic function of the logits (Token-DiFR, arXiv 2511.20621, section 3). With top-k or
+top-p, tokens below the cut (:func:`cutoff`) do not take part.
 
 The generator is Philox4x64-10 (Salmon et al., SC11; ``numpy.random.Philox``): key (seed, 0),
 counter words (1 + ``v`` div 4, t, 0, 0); word ``v`` mod 4 of that block belongs to vocabulary index
 ``v``. An index's noise is thus the same whatever the size of the vocabulary, and positions never
 overlap.
+
+The draw is the same on any machine that gives the same logits: a first pass in fast single
+precision only discards tokens that cannot win by far more than its error; the rest are scored as
+:func:`gumbel` says.
 """
 
 from __future__ import annotations
@@ -18,10 +23,22 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["gumbel", "noised", "sample"]
+from daifi_flows.cnft import PPM, Sampling
+
+__all__ = ["contenders", "cutoff", "gumbel", "noised", "sample"]
 
 _LANE_BITS: Final = 52
 """Bits of each 64-bit word that are used: ``(n + ½)/2⁵²`` is exact in float64 and never 0 or 1."""
+
+_SLACK: Final = 1e-3
+"""More than the fast pass can be wrong by, in noise units; relative to the score, 2⁻²⁰."""
+
+_EDGE: Final = 1 << 23
+"""Words whose upper half lies within this of 0 or 2³² (1 in 256): single precision would not
+resolve their logarithm, so the fast pass computes them exactly."""
+
+_FIRST: Final = 1024
+"""Most probable tokens among which the end of the nucleus is looked for first."""
 
 
 def gumbel(seed: int, position: int, vocabulary: int) -> NDArray[np.float32]:
@@ -35,28 +52,147 @@ def gumbel(seed: int, position: int, vocabulary: int) -> NDArray[np.float32]:
     >>> [round(float(x), 5) for x in gumbel(seed=7, position=3, vocabulary=4)]
     [0.19449, -0.58658, 4.02554, 0.26597]
     """
-    words = np.random.Philox(key=seed, counter=position << 64).random_raw(vocabulary)
+    return _noise(_words(seed, position, vocabulary))
+
+
+def _words(seed: int, position: int, vocabulary: int) -> NDArray[np.uint64]:
+    return np.random.Philox(key=seed, counter=position << 64).random_raw(vocabulary)
+
+
+def _noise(words: NDArray[np.uint64]) -> NDArray[np.float32]:
     uniform = ((words >> np.uint64(64 - _LANE_BITS)).astype(np.float64) + 0.5) * 2.0**-_LANE_BITS
     return (-np.log(-np.log(uniform))).astype(np.float32)
 
 
-def noised(
-    logits: NDArray[np.float32], temperature_ppm: int, seed: int, position: int
-) -> NDArray[np.float32]:
+def _nearly(words: NDArray[np.uint64]) -> NDArray[np.float32]:
+    """The noise to within half of :data:`_SLACK`, in a third of the time."""
+    upper = (words >> np.uint64(32)).astype(np.uint32)
+    noise = upper.astype(np.float32)
+    noise += np.float32(0.5)
+    noise *= np.float32(2.0**-32)
+    edge = np.flatnonzero(upper + np.uint32(_EDGE) < np.uint32(2 * _EDGE))
+    noise[edge] = 0.5
+    np.log(noise, out=noise)
+    np.negative(noise, out=noise)
+    np.log(noise, out=noise)
+    np.negative(noise, out=noise)
+    noise[edge] = _noise(words[edge])
+    return noise
+
+
+def cutoff(logits: NDArray[np.float32], sampling: Sampling, slack: float = 0.0) -> float:
+    """The lowest logit that takes part; ``−inf`` when all do.
+
+    ``top_k`` keeps the k largest logits, then ``top_p_ppm`` the fewest of these whose probability
+    ``softmax(logits / temperature)`` reaches it; at least one. Tokens that tie with the last one
+    kept are kept too, so that the cut does not hang on an order among equals. Temperature 0 has no
+    cut: the best token is never below one.
+
+    Args:
+        slack: how uncertain the logits are, in logits. A positive one gives a cut that no token an
+            engine keeps lies under when its logits differ by that much; a negative one, a cut that
+            keeps only tokens such an engine keeps.
+    """
+    cut = -np.inf
+    if sampling.temperature_ppm == 0:
+        return cut
+    if sampling.top_k is not None and sampling.top_k < len(logits):
+        cut = float(np.partition(logits, -sampling.top_k)[-sampling.top_k])
+    if sampling.top_p_ppm is not None and sampling.top_p_ppm < PPM:
+        share = sampling.top_p_ppm / PPM
+        shift = np.clip(slack * PPM / sampling.temperature_ppm, -300, 300)  # of the log-odds
+        against = (1 - share) / share * float(np.exp(-shift))
+        cut = max(cut, _nucleus(logits, sampling, cut, 1 / (1 + against)))
+    return cut - slack
+
+
+def _nucleus(logits: NDArray[np.float32], sampling: Sampling, cut: float, share: float) -> float:
+    inside = logits[logits >= cut] if np.isfinite(cut) else logits
+    scaled = (inside - inside.max()).astype(np.float64) * (PPM / sampling.temperature_ppm)
+    wanted = share * np.exp(scaled).sum()
+    for count in (_FIRST, len(inside)):
+        if count >= len(inside):
+            order = np.argsort(-inside, kind="stable")
+        else:
+            part = np.argpartition(inside, -count)[-count:]
+            order = part[np.argsort(-inside[part], kind="stable")]
+        reached = np.exp(scaled[order]).cumsum() >= wanted
+        if reached.any():
+            return float(inside[order[int(reached.argmax())]])
+    return float(inside.min())
+
+
+def contenders(
+    logits: NDArray[np.float32],
+    sampling: Sampling,
+    position: int,
+    *,
+    most: int,
+    reach: float = 0.0,
+    slack: float = 0.0,
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Tokens that win at ``position`` or come near, and their scores.
+
+    The score of a token is ``logits / T + gumbel``, at temperature 0 the logit itself.
+
+    Args:
+        logits: ``[vocabulary]``.
+        most: how many tokens at most; the best are kept.
+        reach: how far below the best score, in its unit.
+        slack: see :func:`cutoff`.
+
+    Returns:
+        Token ids, ascending, and their scores. Nothing when no score is finite or one is NaN.
+    """
+    if not np.isfinite(logits.max()):
+        return np.empty(0, np.intp), np.empty(0, np.float32)
+    if sampling.temperature_ppm == 0:
+        words, fast = None, logits
+    else:
+        words = _words(sampling.seed, position, len(logits))
+        fast = logits / _temperature(sampling)
+        fast += _nearly(words)
+        cut = cutoff(logits, sampling, slack)
+        if cut > -np.inf:
+            fast[logits < cut] = -np.inf
+    best = float(fast.max())
+    error = 0.0 if words is None else _SLACK + abs(best) * 2.0**-20
+    found = np.flatnonzero(fast >= best - reach - error)
+    if len(found) > most:
+        found = np.sort(found[np.argpartition(fast[found], -most)[-most:]])
+    if words is None:
+        return found, logits[found]
+    return found, logits[found] / _temperature(sampling) + _noise(words[found])
+
+
+def _temperature(sampling: Sampling) -> np.float32:
+    return np.float32(sampling.temperature_ppm / PPM)
+
+
+def noised(logits: NDArray[np.float32], sampling: Sampling, position: int) -> NDArray[np.float32]:
     """Scores ``[vocabulary]`` whose argmax is the token at ``position``.
 
-    ``logits / T + gumbel``; at temperature 0 the logits themselves.
+    ``logits / T + gumbel``, and ``−inf`` for tokens below the cut or too far down to be the best;
+    at temperature 0 the logits themselves. For engines that draw by argmax over what a hook
+    returns. Logits with a NaN, or none finite, come back as they are.
     """
-    if temperature_ppm == 0:
+    if sampling.temperature_ppm == 0:
         return logits
-    temperature = np.float32(temperature_ppm / 1_000_000)
-    return logits / temperature + gumbel(seed, position, logits.shape[-1])
+    found, scores = contenders(logits, sampling, position, most=len(logits))
+    if not len(found):
+        return logits
+    result = np.full_like(logits, -np.inf)
+    result[found] = scores
+    return result
 
 
-def sample(logits: NDArray[np.float32], temperature_ppm: int, seed: int, position: int) -> int:
+def sample(logits: NDArray[np.float32], sampling: Sampling, position: int) -> int:
     """The token at ``position``; the lowest index among equals.
 
-    >>> sample(np.array([0.0, 2.0, 1.0], np.float32), 0, seed=0, position=0)
+    >>> sample(np.array([0.0, 2.0, 1.0], np.float32), Sampling(), position=0)
     1
     """
-    return int(np.argmax(noised(logits, temperature_ppm, seed, position)))
+    if sampling.temperature_ppm == 0:
+        return int(np.argmax(logits))
+    found, scores = contenders(logits, sampling, position, most=len(logits))
+    return int(found[np.argmax(scores)]) if len(found) else int(np.argmax(logits))

@@ -143,9 +143,7 @@ class TinyReference:
         output: list[int] = []
         while len(output) < spec.sampling.max_tokens and (not output or output[-1] != 0):
             row = self.prefill(spec, prompt, [*output, 0]).logits[-1]
-            output.append(
-                sample(row, spec.sampling.temperature_ppm, spec.sampling.seed, len(output))
-            )
+            output.append(sample(row, spec.sampling, len(output)))
         return output
 
 

@@ -71,7 +71,7 @@ class Smol:
                 step = self.model(input_ids=ids, past_key_values=past, use_cache=True)
             past = step.past_key_values
             row = step.logits[0, -1].float().numpy()
-            token = sample(row, spec.sampling.temperature_ppm, spec.sampling.seed, len(output))
+            token = sample(row, spec.sampling, len(output))
             output.append(token)
             if token in self.end_tokens(spec):
                 break

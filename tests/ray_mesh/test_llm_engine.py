@@ -133,7 +133,7 @@ def test_each_token_follows_the_projects_sampling_rule(
     found = run(engine, spec, content).evidence
     logits = reference.prefill(spec, found["prompt_tokens"], found["output_tokens"]).logits
     assert logits.dtype == np.float32
-    expected = [sample(row, temperature_ppm, 11, position) for position, row in enumerate(logits)]
+    expected = [sample(row, sampling, position) for position, row in enumerate(logits)]
     assert expected == found["output_tokens"]
 
 

@@ -336,7 +336,7 @@ class CausalLm:
 
 def _draw(logits: NDArray[np.float32], sampling: Sampling, position: int) -> int:
     """The token at ``position`` of an answer."""
-    return sample(logits, sampling.temperature_ppm, sampling.seed, position)
+    return sample(logits, sampling, position)
 
 
 class LlmShelf:
