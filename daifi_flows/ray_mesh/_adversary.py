@@ -7,6 +7,7 @@ transformers engine and claims the right model's digest.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any, ClassVar, Final
 
@@ -17,7 +18,14 @@ from daifi_flows.ray_mesh.engines._engine import Control, Engine
 from daifi_flows.ray_mesh.engines._llm import sampling_of
 from daifi_flows.ray_mesh.engines.transformers import TransformersEngine
 
-__all__ = ["Dishonesty", "dishonest"]
+__all__ = [
+    "Dishonesty",
+    "dishonest",
+    "drop_layers",
+    "prune",
+    "quantize_int4",
+    "quantize_int8",
+]
 
 _GROUP: Final = 64
 """Weights that share one scale, as in common int4 formats (FACTS: mean margin 0.42)."""
@@ -60,21 +68,47 @@ def dishonest(engine: TransformersEngine, kind: str) -> Engine:
             return ReplayingEngine(engine)
 
 
+def quantize_int8(weights: Any) -> None:
+    """Round every linear layer's weights to 255 levels, symmetric, a scale for each output row."""
+    for weight in _linear_weights(weights):
+        weight.copy_(_rounded(weight.float(), 127))
+
+
 def quantize_int4(weights: Any) -> None:
     """Round every linear layer's weights to 16 levels, symmetric, in groups of 64."""
+    for weight in _linear_weights(weights):
+        rows, columns = weight.shape
+        group = _GROUP if columns % _GROUP == 0 else columns
+        grouped = weight.float().reshape(rows, -1, group)
+        weight.copy_(_rounded(grouped, 7).reshape(rows, columns))
+
+
+def prune(weights: Any) -> None:
+    """Set the smaller half of every linear layer's weights to zero (Han et al., arXiv
+    1506.02626): two of every four neighbours, as sparse tensor cores want it (2:4)."""
     import torch
 
-    with torch.no_grad():
-        for name, module in weights.named_modules():
-            if not isinstance(module, torch.nn.Linear) or name.endswith("lm_head"):
-                continue
-            weight = module.weight
-            columns = weight.shape[1]
-            group = _GROUP if columns % _GROUP == 0 else columns
-            grouped = weight.float().reshape(weight.shape[0], -1, group)
-            scale = (grouped.abs().amax(-1, keepdim=True) / 7).clamp_min(1e-12)
-            rounded = (grouped / scale).round().clamp(-8, 7) * scale
-            weight.copy_(rounded.reshape(weight.shape).to(weight.dtype))
+    for weight in _linear_weights(weights):
+        rows, columns = weight.shape
+        group = 4 if columns % 4 == 0 else columns
+        grouped = weight.reshape(rows, -1, group)
+        small = grouped.abs().argsort(-1)[..., : group // 2]
+        weight.copy_(torch.scatter(grouped, -1, small, 0).reshape(rows, columns))
+
+
+def _linear_weights(weights: Any) -> Iterator[Any]:
+    """Weights of the linear layers but the output layer, to be changed in place."""
+    import torch
+
+    for name, module in weights.named_modules():
+        if isinstance(module, torch.nn.Linear) and not name.endswith("lm_head"):
+            yield module.weight.detach()
+
+
+def _rounded(weight: Any, levels: int) -> Any:
+    """Rounded to multiples of a scale for each last dimension, ``−levels − 1`` to ``levels``."""
+    scale = (weight.abs().amax(-1, keepdim=True) / levels).clamp_min(1e-12)
+    return (weight / scale).round().clamp(-levels - 1, levels) * scale
 
 
 def drop_layers(weights: Any) -> None:
