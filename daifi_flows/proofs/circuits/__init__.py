@@ -1,0 +1,52 @@
+"""ONNX models as zk-SNARK circuits (ezkl: Halo2 with KZG on BN254): compile, prove, verify, tune.
+
+>>> from daifi_flows.proofs.circuits import CircuitSettings
+>>> CircuitSettings(input_visibility="hashed", logrows=14).logrows
+14
+"""
+
+from __future__ import annotations
+
+from daifi_flows.proofs.circuits._circuit import (
+    MAX_PROOF_BYTES,
+    Circuit,
+    Public,
+    Snark,
+    compile_circuit,
+)
+from daifi_flows.proofs.circuits._field import FIELD, dequantise, poseidon, quantise
+from daifi_flows.proofs.circuits._onnx import (
+    MODEL_FILE,
+    OnnxModel,
+    Tensor,
+    onnx_digest,
+    read_onnx,
+    with_batch,
+)
+from daifi_flows.proofs.circuits._process import WorkerError
+from daifi_flows.proofs.circuits._settings import CircuitSettings, Limits
+from daifi_flows.proofs.circuits._srs import Srs, adopt_srs, find_srs
+
+__all__ = [
+    "FIELD",
+    "MAX_PROOF_BYTES",
+    "MODEL_FILE",
+    "Circuit",
+    "CircuitSettings",
+    "Limits",
+    "OnnxModel",
+    "Public",
+    "Snark",
+    "Srs",
+    "Tensor",
+    "WorkerError",
+    "adopt_srs",
+    "compile_circuit",
+    "dequantise",
+    "find_srs",
+    "onnx_digest",
+    "poseidon",
+    "quantise",
+    "read_onnx",
+    "with_batch",
+]
