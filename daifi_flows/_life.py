@@ -26,9 +26,16 @@ from daifi_flows._home import Home, StepRecord, read_step, write_atomic
 from daifi_flows._step import StepEvent, StepRequest
 from daifi_flows.cnft import ComputeNFT, Review, TaskSpec
 from daifi_flows.encoding import tagged_hash
-from daifi_flows.errors import ConfigError, DaifiError, TransactionRefused
+from daifi_flows.errors import (
+    ConfigError,
+    DaifiError,
+    EngineError,
+    ProofError,
+    TransactionRefused,
+)
 from daifi_flows.keys import Account
 from daifi_flows.ledger import Settlement, TaskState
+from daifi_flows.ray_mesh._engines import check_scheme
 from daifi_flows.settings import Settings
 
 if TYPE_CHECKING:
@@ -226,3 +233,7 @@ def _check(request: StepRequest) -> None:
             f"step {request.name!r} has {len(request.materials.blobs)} materials; at most "
             f"{_MAX_BLOBS} are carried"
         )
+    try:
+        check_scheme(request.model.engine, request.scheme)
+    except (EngineError, ProofError) as error:
+        raise ConfigError(f"step {request.name!r}: {error}") from error

@@ -129,6 +129,7 @@ class _Wrapper:
     """An engine around the honest one."""
 
     name: ClassVar[str] = TransformersEngine.name
+    evidence: ClassVar[frozenset[str]] = TransformersEngine.evidence
 
     def __init__(self, engine: TransformersEngine) -> None:
         self._engine = engine

@@ -58,6 +58,8 @@ class Engine(Protocol):
 
     name: ClassVar[str]
     """What ``ModelRef.engine`` says."""
+    evidence: ClassVar[frozenset[str]]
+    """Keys of the evidence in every :class:`Execution`: which proof schemes can be asked for."""
 
     def model(self, ref: ModelRef, materials: Materials) -> LocalModel:
         """Find the model ``ref`` names and check its digest; loads no weights.

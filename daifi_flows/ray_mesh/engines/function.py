@@ -38,6 +38,7 @@ class FunctionEngine:
     """
 
     name: ClassVar[str] = "function"
+    evidence: ClassVar[frozenset[str]] = frozenset()
 
     def model(self, ref: ModelRef, materials: Materials) -> LocalModel:
         """The function's source as a model of one file.

@@ -93,6 +93,7 @@ class OnnxPolicyEngine:
     """
 
     name: ClassVar[str] = "onnx-policy"
+    evidence: ClassVar[frozenset[str]] = frozenset({"onnx", "input"})
 
     def __init__(self, embedding_model: str = "all-minilm-l6-v2") -> None:
         self._embedding_model = embedding_model

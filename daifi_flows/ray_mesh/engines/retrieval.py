@@ -52,6 +52,7 @@ class RetrievalEngine:
     """
 
     name: ClassVar[str] = "retrieval"
+    evidence: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, home: Path) -> None:
         self._home = home

@@ -43,6 +43,9 @@ class TransformersEngine:
     """
 
     name: ClassVar[str] = "transformers"
+    evidence: ClassVar[frozenset[str]] = frozenset(
+        {"prompt_tokens", "output_tokens", "activations"}
+    )
 
     def __init__(
         self,
