@@ -32,6 +32,8 @@ class Settings(BaseSettings):
     address: str | None = None
     """Ray address of a cluster to use; absent: start Ray on this machine."""
     engine: Literal["transformers", "vllm"] = "transformers"
+    verifier_engine: Literal["transformers", "vllm"] = "transformers"
+    """Where seats and auditors prefill an LLM answer, whichever engine gave it."""
     model: str = "smollm2-135m-instruct"
     """LLM of ``reason``: a known name, a local folder or GGUF file, or a hub id."""
     model_digest: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,10 @@ from daifi_flows.cnft import Content, Materials, ModelRef, TaskSpec
 from daifi_flows.errors import DaifiError, EncodingError, EngineError, ModelError
 from daifi_flows.proofs import Prefill
 from daifi_flows.proofs.calibration import Calibration, find_calibration
-from daifi_flows.ray_mesh._engines import ENGINES, make_engine
+from daifi_flows.ray_mesh._engines import ENGINES, RECOMPUTED, make_engine
 from daifi_flows.ray_mesh._models import LocalModel, resolve
 from daifi_flows.ray_mesh.engines._embedder import Embedder
-from daifi_flows.ray_mesh.engines._engine import Control, Engine
+from daifi_flows.ray_mesh.engines._engine import Control, Engine, EngineDied
 from daifi_flows.ray_mesh.engines._llm import LlmShelf, prompt_of, render
 from daifi_flows.settings import Settings
 
@@ -23,20 +24,22 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from daifi_flows.ray_mesh.engines.vllm import VllmEngine
+
 __all__ = ["EngineReference"]
 
 _LLM = frozenset({"transformers", "vllm"})
-_REEXECUTED = frozenset({"retrieval", "onnx-policy", "function"})
 
 
 class EngineReference:
     """Re-executes steps with engines and weights of its own, loaded when first needed.
 
-    Made and pickled cheaply: only the arguments travel. Safe to share between threads. A step
-    that vLLM ran is checked by a transformers prefill of the same weights.
+    Made and pickled cheaply: only the arguments travel. Safe to share between threads. Answers of
+    either LLM engine are checked by a prefill of the same weights on the one that
+    ``settings.verifier_engine`` names; vLLM is started once a model and shared by all threads.
 
     Args:
-        settings: names the embedding model.
+        settings: names the embedding model and the engine of prefills.
         home: cache folder of this verifier; a verifier shares none with the node it checks.
         fetch: whether a hub id may be downloaded. An auditor says no: the name is a stranger's.
     """
@@ -62,6 +65,8 @@ class EngineReference:
         try:
             if engine in _LLM:
                 self._llm(spec)
+                if self._on_vllm and importlib.util.find_spec("vllm") is None:
+                    return "this verifier prefills on vLLM, which is not installed: `make vllm`"
             else:
                 self._engine(engine).model(spec.model, materials)
         except DaifiError as error:
@@ -77,7 +82,7 @@ class EngineReference:
             ModelError: the model is not at hand, or running it failed here.
             EncodingError: the engine does not take this input.
         """
-        if spec.model.engine not in _REEXECUTED:
+        if spec.model.engine not in RECOMPUTED:
             raise ModelError(f"steps of engine {spec.model.engine!r} are not re-executed exactly")
         try:
             engine = self._engine(spec.model.engine)
@@ -126,10 +131,21 @@ class EngineReference:
             ModelError: the model is not at hand, or the tokens are too many for this machine.
             EncodingError: a token is not in the vocabulary.
         """
-        return self._shelf.get(self._llm(spec)).prefill(prompt, output)
+        model = self._llm(spec)
+        if not self._on_vllm:
+            return self._shelf.get(model).prefill(prompt, output)
+        try:
+            return self._vllm().prefill(model, prompt, output)
+        except EngineDied as error:
+            self._forget("vllm")
+            raise ModelError(f"the prefill was lost, the next one starts anew: {error}") from error
+        except EngineError as error:
+            raise ModelError(f"vLLM cannot prefill here: {error}") from error
 
     def output_rows(self, spec: TaskSpec, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Rows of the model's output layer, ``[len(tokens), width]``.
+
+        Loads the weights into this process also when prefills run on vLLM.
 
         Raises:
             ModelError: the model is not at hand.
@@ -158,10 +174,13 @@ class EngineReference:
 
         Raises:
             ModelError: it is not at hand or cannot be loaded.
+            EngineError: vLLM does not start with it.
         """
-        if ref.engine in _LLM:
+        if ref.engine in _LLM and self._on_vllm:
+            self._vllm().load(self._resolve(ref))
+        elif ref.engine in _LLM:
             self._shelf.get(self._resolve(ref))
-        elif ref.engine in _REEXECUTED:
+        elif ref.engine in RECOMPUTED:
             engine = self._engine(ref.engine)
             engine.load(engine.model(ref, Materials()))
 
@@ -176,6 +195,23 @@ class EngineReference:
         if embedder is not None:
             embedder.close()
         self._shelf.close()
+
+    @property
+    def _on_vllm(self) -> bool:
+        return self._settings.verifier_engine == "vllm"
+
+    def _vllm(self) -> VllmEngine:
+        from daifi_flows.ray_mesh.engines.vllm import VllmEngine
+
+        engine = self._engine(VllmEngine.name)
+        assert isinstance(engine, VllmEngine)
+        return engine
+
+    def _forget(self, name: str) -> None:
+        with self._lock:
+            engine = self._engines.pop(name, None)
+        if engine is not None:
+            engine.close()
 
     def _llm(self, spec: TaskSpec) -> LocalModel:
         if spec.model.engine not in _LLM:

@@ -11,15 +11,18 @@ from typing import Any
 import torch  # noqa: TID253 - only vLLM imports this module, by its name
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor  # noqa: TID253
 
-from daifi_flows.proofs.sampling import gumbel
+from daifi_flows.cnft import Sampling
+from daifi_flows.proofs.sampling import sample
 
-__all__ = ["GumbelProcessor"]
+__all__ = ["SeededSampler"]
 
 
-class GumbelProcessor(AdapterLogitsProcessor):
-    """Adds ``gumbel(seed, t)`` to ``logits / T``; the request itself runs at temperature 0.
+class SeededSampler(AdapterLogitsProcessor):
+    """Draws the token by :func:`proofs.sampling.sample` and leaves no other to choose.
 
-    A request asks for it by ``extra_args={"daifi_temperature_ppm": …, "daifi_seed": …}``.
+    A request asks for it by ``extra_args={"daifi_sampling": Sampling.plain()}`` and runs at
+    temperature 0 itself. Handing vLLM one finite score, and not the noised scores, keeps the draw
+    in float32 whatever the type of vLLM's logits: in bfloat16 noised scores would collide.
     """
 
     def is_argmax_invariant(self) -> bool:
@@ -29,16 +32,18 @@ class GumbelProcessor(AdapterLogitsProcessor):
     def new_req_logits_processor(
         self, params: Any
     ) -> Callable[[list[int], torch.Tensor], torch.Tensor] | None:
-        """The processor of one request; ``None`` for greedy ones."""
-        asked = params.extra_args or {}
-        temperature_ppm = int(asked.get("daifi_temperature_ppm", 0))
-        if temperature_ppm == 0:
+        """The processor of one request; ``None`` for greedy ones, where vLLM's own argmax (the
+        lowest index among equals, as ours) does it."""
+        asked = (params.extra_args or {}).get("daifi_sampling")
+        sampling = Sampling(**asked) if asked is not None else Sampling()
+        if sampling.temperature_ppm == 0:
             return None
-        seed = int(asked["daifi_seed"])
 
-        def noised(output: list[int], logits: torch.Tensor) -> torch.Tensor:
-            noise = torch.from_numpy(gumbel(seed, len(output), logits.shape[-1]))
-            scaled = logits.float() / (temperature_ppm / 1_000_000)
-            return (scaled + noise.to(logits.device)).to(logits.dtype)
+        def draw(output: list[int], logits: torch.Tensor) -> torch.Tensor:
+            scores = logits.float().cpu().numpy()
+            token = sample(scores, sampling, len(output))
+            chosen = torch.full_like(logits, float("-inf"))
+            chosen[token] = 0.0
+            return chosen
 
-        return noised
+        return draw
