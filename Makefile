@@ -1,11 +1,12 @@
 # Every target sets up what it needs; running one again reuses the environment.
 #   make demo    the main job: retrieve → reason → act as three verified, settled cNFTs
 #   make test    the test suite          make lint   ruff, pyright, import rules
+#   make fuzz    hostile bytes for an hour or so (CASES=2000 a target), time and memory held to limits
 #   make bench   the documentation's figures (NAME=demo)
 #   make vllm    add vLLM (CPU build) to the environment, for `daifi demo --engine vllm`
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-vllm lint format bench vllm clean
+.PHONY: demo test test-vllm lint format fuzz bench vllm clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,6 +44,9 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+fuzz: $(VENV)/.ready
+	HF_HUB_OFFLINE=1 DAIFI_FUZZ_CASES=$(or $(CASES),20000) $(BIN)/python -m pytest -o timeout=0 tests/proofs/fuzz
 
 bench: $(VENV)/.ready
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(or $(NAME),demo)

@@ -102,8 +102,9 @@ def canonical(value: Any) -> bytes:
 # object of 50 kB overflows the C stack of a parser and kills the process. So nesting is bounded
 # before parsing. Few brackets cannot nest deeply: only then is the object walked.
 _SHALLOW: Final = 1_000
-_MAX_ITEMS: Final = 1_000_000
-"""An empty list takes one byte of CBOR and 64 of memory: items are bounded as well as bytes."""
+_MAX_ITEMS: Final = 250_000
+"""An empty list takes one byte of CBOR, 64 of memory and a microsecond: items are bounded as well
+as bytes. The most there is to say is a corpus of 20,000 passages and 147,456 token ids."""
 _CBOR_CONTAINERS: Final = bytes(range(0x80, 0xDC))
 _JSON_TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 

@@ -90,8 +90,11 @@ class ZkScheme:
         """
         spec, input = claim.spec, claim.input
         try:
-            onnx, given = bytes(execution.evidence["onnx"]), execution.evidence["input"]
-        except (KeyError, TypeError) as error:
+            onnx, given = execution.evidence["onnx"], execution.evidence["input"]
+            if not isinstance(onnx, bytes):  # bytes(10**10) would be 10 GB of zeros
+                raise TypeError("the ONNX file is not bytes")
+            given = np.asarray(given, np.float32)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ProofError(
                 "zk needs the engine's onnx and input as evidence; this engine gave none: choose "
                 "another scheme"
@@ -100,7 +103,7 @@ class ZkScheme:
             raise ProofError("the ONNX file is not the model that the spec names")
         try:
             weights = quantise_weights(read_policy(onnx))
-            vector = quantise_input(np.asarray(given, np.float32))
+            vector = quantise_input(given)
         except EncodingError as error:
             raise ProofError(f"zk cannot prove this policy: {error}") from error
         outputs = scores(vector, weights)

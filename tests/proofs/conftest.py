@@ -24,6 +24,7 @@ from daifi_flows.encoding import keccak256
 from daifi_flows.errors import EncodingError
 from daifi_flows.keys import Account
 from daifi_flows.proofs import Claim, Prefill, Verdict, make_proof, verify_proof
+from daifi_flows.proofs.calibration import Calibration, Rounding
 
 SALT = bytes(32)
 NODE = Account.from_seed(b"node")
@@ -90,11 +91,24 @@ class Case:
         return resign(proof, payload=payload, transcript=transcript, **changes)
 
 
+TINY_CALIBRATION = Calibration(
+    model="tiny",
+    digest=bytes(32),
+    precision="none",
+    rounding=Rounding(scales=(0.01, 0.05, 0.2), weights=(0.9, 0.09, 0.01)),
+    generations=1,
+    tokens=1,
+    max_log_evidence=0.0,
+)
+"""Of the small Llama below in bf16 and fp32: wide enough for both."""
+
+
 class TinyReference:
     """A verifier's copy of a small Llama, with byte tokens and token 0 as the end."""
 
     def __init__(self, model: Any, vocabulary: int) -> None:
         self.model, self.vocabulary = model, vocabulary
+        self.measured: Calibration | None = TINY_CALIBRATION
 
     def missing(self, spec: TaskSpec, materials: Materials) -> str | None:
         return None
@@ -129,8 +143,8 @@ class TinyReference:
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         return self.model.lm_head.weight.detach()[list(tokens)].float().numpy()
 
-    def calibration(self, spec: TaskSpec) -> None:
-        return None
+    def calibration(self, spec: TaskSpec) -> Calibration | None:
+        return self.measured
 
     def embed(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
         raise NotImplementedError
@@ -214,7 +228,7 @@ def llm_case(
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def kit() -> Any:
     """The helpers of this file, for tests (modules here cannot import each other)."""
     from types import SimpleNamespace

@@ -1,0 +1,223 @@
+"""What is attacked: one target for each kind of bytes that a stranger sends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # makes hostile.py importable
+
+from hostile import Target, settle
+
+from daifi_flows.cnft import Content, Execution, Materials, Proof, Usage
+from daifi_flows.errors import EncodingError, ModelError, ProofError
+from daifi_flows.proofs import Outcome
+
+INVALID, VALID, CANNOT_TELL = Outcome.INVALID, Outcome.VALID, Outcome.CANNOT_TELL
+
+OUTPUT = {"answer": "21 seats", "n": 2, "half": 0.5, "passages": [{"id": "a", "score_ppm": 9}]}
+
+
+class Again:
+    """A reference that answers every re-execution with one output."""
+
+    def __init__(self, output: Content) -> None:
+        self.output = output
+
+    def missing(self, *_: Any) -> None:
+        return None
+
+    def reexecute(self, *_: Any) -> Content:
+        return self.output
+
+
+@pytest.fixture(scope="session")
+def scheme_cases(
+    kit: Any, llm_case: Any, zk_case: Any, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Callable[[], Any]]:
+    """An honest case of each scheme."""
+
+    def digest() -> Any:
+        input = Content.json_value({"args": {"n": 1}}, kit.SALT)
+        output = Content.json_value(OUTPUT, kit.SALT)
+        return kit.Case(
+            kit.build_spec(input, "digest"),
+            input,
+            Execution(output, Usage()),
+            Materials(),
+            Again(output),
+            tmp_path_factory.mktemp("digest"),
+        )
+
+    return {
+        "digest": cache(digest),
+        "token-difr": llm_case,
+        "zk": lambda: zk_case,
+    }
+
+
+@pytest.fixture(scope="session")
+def honest_proof(scheme_cases: Any) -> Callable[[str], Proof]:
+    """The honest proof of a scheme's case."""
+    return cache(lambda name: scheme_cases[name]().prove())
+
+
+@pytest.fixture(scope="session")
+def target(scheme_cases: Any, honest_proof: Any, tmp_path_factory: Any) -> Callable[[str], Target]:
+    """Targets by name."""
+
+    def _payload(name: str, alone: bool = False) -> Target:
+        case, proof = scheme_cases[name](), honest_proof(name)
+        if alone:
+            case = replace(case, reference=None)
+
+        def feed(data: bytes) -> None:
+            forged = case.forge(proof, data)
+            verdict = case.verify(forged)
+            if alone or (name == "zk" and "another SRS" in verdict.reason):
+                settle(verdict, INVALID, CANNOT_TELL)
+            else:
+                settle(verdict, INVALID)
+
+        return Target(f"{name} payload", proof.payload, feed)
+
+    def _proof(name: str) -> Target:
+        case, proof = scheme_cases[name](), honest_proof(name)
+
+        def feed(data: bytes) -> None:
+            try:
+                parsed = Proof.from_canonical(data)
+            except EncodingError:
+                return
+            settle(case.verify(parsed), INVALID)
+
+        return Target(f"{name} proof", proof.canonical(), feed)
+
+    def _output(name: str) -> Target:
+        """Another output, committed to and signed as an honest node would."""
+        case, proof = scheme_cases[name](), honest_proof(name)
+        honest = case.execution.output
+
+        def feed(data: bytes) -> None:
+            output = honest.model_copy(update={"data": data})
+            forged = case.forge(proof, proof.payload, output_cid=output.cid)
+            verdict = case.verify(forged, output=output)
+            if verdict.reason.startswith("a near tie"):  # of the last passage's score
+                settle(verdict, CANNOT_TELL)
+            elif verdict.outcome is VALID:
+                assert name != "token-difr"
+                assert _same(data, honest.data), verdict
+            else:
+                settle(verdict, INVALID)
+
+        return Target(f"{name} output", honest.data, feed)
+
+    def _policy() -> Target:
+        """An ONNX file as a buyer's or a node's."""
+        case, proof = scheme_cases["zk"](), honest_proof("zk")
+        onnx = case.execution.evidence["onnx"]
+
+        def feed(data: bytes) -> None:
+            from daifi_flows.encoding import cid_of
+            from daifi_flows.proofs._policy import policy_digest
+
+            hostile = replace(
+                case, execution=replace(case.execution, evidence={"onnx": data, "input": None})
+            )
+            with pytest.raises(ProofError):
+                hostile.prove()
+            model = case.spec.model.model_copy(update={"digest": policy_digest(data)})
+            spec = case.spec.model_copy(update={"model": model})
+            swapped = replace(case, spec=spec, materials=Materials(blobs={cid_of(data): data}))
+            forged = swapped.forge(
+                proof, proof.payload, task_id=spec.task_id, model_digest=model.digest
+            )
+            settle(swapped.verify(forged), INVALID, CANNOT_TELL, VALID)
+
+        return Target("zk policy", onnx, feed)
+
+    def _calibration() -> Target:
+        from daifi_flows.proofs.calibration import read_calibration
+
+        path = tmp_path_factory.mktemp("calibration") / "c.json"
+        honest = _some_calibration()
+        case = scheme_cases["token-difr"]()
+        proof = honest_proof("token-difr")
+
+        def feed(data: bytes) -> None:
+            path.write_bytes(data)
+            try:
+                found = read_calibration(path)
+            except ModelError:
+                return
+            calibrated = replace(case, reference=_Calibrated(case.reference, found))
+            settle(calibrated.verify(proof), VALID, CANNOT_TELL, INVALID)
+
+        return Target("calibration", honest.encode(), feed)
+
+    makers: dict[str, Callable[[], Target]] = {
+        **{f"{name} payload": lambda n=name: _payload(n) for name in scheme_cases},
+        **{
+            f"{name} payload alone": lambda n=name: _payload(n, alone=True) for name in scheme_cases
+        },
+        **{f"{name} proof": lambda n=name: _proof(n) for name in scheme_cases},
+        "digest output": lambda: _output("digest"),
+        "token-difr output": lambda: _output("token-difr"),
+        "zk output": lambda: _output("zk"),
+        "zk policy": _policy,
+        "calibration": _calibration,
+    }
+    return cache(lambda name: makers[name]())
+
+
+class _Calibrated:
+    def __init__(self, reference: Any, calibration: Any) -> None:
+        self._reference, self._calibration = reference, calibration
+
+    def calibration(self, *_: Any) -> Any:
+        return self._calibration
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reference, name)
+
+
+def _some_calibration() -> Any:
+    from daifi_flows.proofs.calibration import Calibration, Rounding
+
+    return Calibration(
+        model="m",
+        digest=bytes(32),
+        precision="none",
+        rounding=Rounding(scales=(0.01, 0.2), weights=(0.99, 0.01)),
+        generations=200,
+        tokens=12_800,
+        max_log_evidence=2.5,
+        made_with=("torch 2.13",),
+    )
+
+
+def _same(one: bytes, other: bytes) -> bool:
+    """Whether two JSON texts say the same within the schemes' tolerances."""
+    try:
+        return _near(json.loads(one), json.loads(other))
+    except (ValueError, RecursionError, OverflowError):
+        return False
+
+
+def _near(one: Any, other: Any) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_near(one[k], other[k]) for k in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_near, one, other))
+    if isinstance(one, bool) or isinstance(other, bool) or type(one) is str or type(other) is str:
+        return type(one) is type(other) and one == other
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return abs(one - other) <= 2_000
+    return one is None and other is None
