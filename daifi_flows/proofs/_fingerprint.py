@@ -12,8 +12,9 @@ The paper leaves three things open, which are set here:
   so that every finite value is kept without loss; activations that are not finite are refused.
 - The modulus is the largest m ≤ 65497 under which the 128 indices stay distinct: residues are then
   distinct field elements too. For 32 × width ≤ 65497 it is always 65497.
-- A last chunk of fewer rows is filled up with rows of zeros. Ties of magnitude go to the lower
-  index. A verifier compares at indices of real rows only.
+- A last chunk of fewer rows is filled up with rows of zeros. A verifier compares it at its own 4
+  largest values a row: with 128 of fewer rows it would look at smaller activations, which rounding
+  moves further. Ties of magnitude go to the lower index.
 
 Arithmetic is on float64 arrays of integers below 2⁵⁰, where products and sums are exact, so that
 matrix multiplication does the work: interpolation is three of them instead of 128² steps.
@@ -66,7 +67,7 @@ class ChunkErrors:
     """How far a verifier's activations are from the fingerprint, one entry a chunk.
 
     Attributes:
-        compared: values compared, 128 but for tiny models.
+        compared: values compared: 128, in a last chunk of fewer rows 4 a row.
         matches: how many of them have the fingerprint's sign and exponent.
         mean: mean difference of the mantissas where those match, in units of the last place of
             bfloat16 (0 to 127).
@@ -124,13 +125,13 @@ def compare(data: bytes, activations: NDArray[np.float32]) -> ChunkErrors:
     compared, matches = np.zeros(len(moduli), np.int64), np.zeros(len(moduli), np.int64)
     mean, median = np.full(len(moduli), NO_MATCH), np.full(len(moduli), NO_MATCH)
     start = 0
-    for bits, real in _blocks(activations):
+    for bits, full in _blocks(activations):
         here = slice(start, start + len(bits))
         start += len(bits)
         indices, own = _largest(bits)
         points = indices % moduli[here, None]
         claimed = _evaluate(points.astype(np.float64), coefficients[here])
-        counted = indices < real[:, None]
+        counted = _counted(own, full)
         same = counted & (claimed >> 7 == own >> 7)
         apart = np.where(same, np.abs(claimed - own), 0)
         compared[here], matches[here] = counted.sum(1), same.sum(1)
@@ -139,6 +140,15 @@ def compare(data: bytes, activations: NDArray[np.float32]) -> ChunkErrors:
         for index in some:
             median[here][index] = np.median(apart[index][same[index]])
     return ChunkErrors(compared, matches, mean, median)
+
+
+def _counted(own: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of the 128 values of each chunk are compared."""
+    counted = np.ones(own.shape, np.bool_)
+    for chunk in np.flatnonzero(rows < CHUNK_ROWS):
+        order = np.argsort(-(own[chunk] & 0x7FFF), kind="stable")
+        counted[chunk, order[TOP // CHUNK_ROWS * rows[chunk] :]] = False
+    return counted
 
 
 def _parse(data: bytes, rows: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -159,8 +169,7 @@ def _parse(data: bytes, rows: int) -> tuple[NDArray[np.int64], NDArray[np.float6
 def _blocks(
     activations: NDArray[np.float32],
 ) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.int64]]]:
-    """Bit patterns ``[chunks, values]`` of some chunks at a time, and how many values of each are
-    of real rows."""
+    """Bit patterns ``[chunks, values]`` of some chunks at a time, and how many rows each has."""
     if activations.ndim != 2 or 0 in activations.shape:
         raise EncodingError(f"activations of shape {activations.shape} are not rows of values")
     width = activations.shape[1]
@@ -173,12 +182,12 @@ def _blocks(
         bits[:whole, : CHUNK_ROWS * width] = found[: whole * CHUNK_ROWS].reshape(
             whole, CHUNK_ROWS * width
         )
-        real = np.full(len(bits), CHUNK_ROWS * width)
+        count = np.full(len(bits), CHUNK_ROWS)
         if whole < len(bits):
             rest = found[whole * CHUNK_ROWS :].reshape(-1)
             bits[whole, : len(rest)] = rest
-            real[whole] = len(rest)
-        yield bits, real
+            count[whole] = len(rows) - whole * CHUNK_ROWS
+        yield bits, count
 
 
 def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -62,17 +62,24 @@ class Rounding(Noun):
 
 
 class ActivationBounds(Noun):
-    """What an honest fingerprint of 32 tokens keeps to (TOPLOC, arXiv 2501.16007, section 4).
+    """What honest fingerprints keep to (TOPLOC, arXiv 2501.16007), one of 32 tokens and all of an
+    answer's. Made by :func:`~daifi_flows.proofs.activations.fit_bounds`.
 
     Attributes:
         min_exponent_matches: of the 128 largest activations, how many have the same exponent.
         max_mean_error, max_median_error: of their mantissas, in units of a bf16 mantissa's last
             bit.
+        mean_error: of all mantissas of an honest answer, on average over answers.
+        answer_spread: its standard deviation over long answers.
+        chunk_spread: standard deviation of one fingerprint's mean error within an answer.
     """
 
     min_exponent_matches: Annotated[int, Field(ge=0, le=128, strict=True)]
     max_mean_error: Error
     max_median_error: Error
+    mean_error: Error
+    answer_spread: Error
+    chunk_spread: Error
 
 
 class Calibration(Noun):

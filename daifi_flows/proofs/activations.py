@@ -1,0 +1,200 @@
+"""From fingerprint errors to a finding: are these the activations of the model named?
+
+Honest engines differ by rounding, and by about as much everywhere: the mean error of an answer's
+mantissas lies around a centre that belongs to model and precision, with one spread between answers
+and one between chunks that averages out over an answer's length. Other weights lie above it: int8
+per channel at twice the centre, int4 at ten times and more. Single chunks are
+held to wider bounds, so that one from elsewhere does not hide in a long answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from daifi_flows.cnft import PPM
+from daifi_flows.errors import EncodingError
+from daifi_flows.proofs._fingerprint import NO_MATCH, TOP, ChunkErrors
+from daifi_flows.proofs._scheme import Outcome
+from daifi_flows.proofs.calibration import ActivationBounds
+
+__all__ = [
+    "PAPER_MATCHES",
+    "PAPER_MEAN",
+    "PAPER_MEDIAN",
+    "ActivationFinding",
+    "answer_error",
+    "fit_bounds",
+    "judge_activations",
+]
+
+PAPER_MATCHES: Final = 90
+PAPER_MEAN: Final = 10.0
+PAPER_MEDIAN: Final = 8.0
+"""Bounds of a chunk for a model nobody measured: those of TOPLOC (arXiv 2501.16007) for bfloat16,
+where at most 38 of 128 exponents differ."""
+
+REJECT: Final = 5.0
+"""Invalid from so many standard deviations over the centre: 3 in 10⁷ of a normal distribution."""
+ACCEPT: Final = 3.5
+"""Valid up to so many: an honest answer is not valid 2 times in 10⁴."""
+_CHUNK_REJECT: Final = 10.0
+"""The same for single chunks, of which a long answer has hundreds."""
+_JUDGED: Final = TOP // 2
+"""A last chunk with fewer values than this counts for the whole answer only."""
+_STRAYS: Final = 3
+"""Exponents that may differ in any answer, however short."""
+
+_LEAST_SPREAD: Final = 0.1
+"""Of the centre: what other processors may add to answers that were all made on one."""
+
+_VALID_FLOOR: Final = 995_000
+_UNSURE_CEILING: Final = 980_000
+_INVALID_CEILING: Final = 10_000
+_LISTED: Final = 10
+"""Chunks listed in a reason."""
+
+
+@dataclass(frozen=True)
+class ActivationFinding:
+    """The decision over one answer's fingerprints.
+
+    Attributes:
+        error: mean error of all mantissas compared, see :func:`answer_error`.
+        deviation: how many standard deviations that is above the centre; absent without a
+            calibration.
+    """
+
+    outcome: Outcome
+    confidence_ppm: int
+    reason: str
+    error: float
+    deviation: float | None
+
+
+def answer_error(errors: ChunkErrors) -> float:
+    """Mean error of an answer's mantissas over all chunks, in units of bfloat16's last place."""
+    matches = int(errors.matches.sum())
+    return float((errors.mean * errors.matches).sum()) / matches if matches else NO_MATCH
+
+
+def judge_activations(errors: ChunkErrors, bounds: ActivationBounds | None) -> ActivationFinding:
+    """Valid, invalid or cannot tell, from the errors of one answer.
+
+    Invalid when a chunk of 16 rows or more is beyond its bounds, too few exponents match over all,
+    or the answer's error is :data:`REJECT` deviations above the centre; valid when none of that is
+    so and it is at most :data:`ACCEPT` above. Confidence falls from 1,000,000 at the centre to
+    995,000 at :data:`ACCEPT`, and from 980,000 to 10,000 at :data:`REJECT`.
+
+    Args:
+        bounds: of this model and precision. Without them the paper's bounds of a chunk hold, what
+            is beyond them cannot be told, and nobody is accused.
+    """
+    error = answer_error(errors)
+    facts = _facts(errors, error)
+    far = _far_chunk(errors, bounds)
+    if bounds is None:
+        if far is not None:
+            reason = f"{far}, but the model has no calibration: {facts}"
+            return ActivationFinding(Outcome.CANNOT_TELL, PPM // 2, reason, error, None)
+        reason = f"the activations are within the paper's bounds: {facts}"
+        return ActivationFinding(Outcome.VALID, _VALID_FLOOR, reason, error, None)
+    size = float(errors.compared.sum()) / TOP
+    deviation = (error - bounds.mean_error) / _spread(bounds, size)
+    if far is not None or deviation >= REJECT:
+        confidence = round(_INVALID_CEILING * min(1.0, REJECT / max(deviation, REJECT)))
+        what = far or "the activations are not the model's"
+        return ActivationFinding(Outcome.INVALID, confidence, f"{what}: {facts}", error, deviation)
+    if deviation <= ACCEPT:
+        confidence = PPM - (PPM - _VALID_FLOOR) * max(0.0, deviation / ACCEPT)
+        reason = f"the activations are the model's: {facts}"
+        return ActivationFinding(Outcome.VALID, round(confidence), reason, error, deviation)
+    share = (deviation - ACCEPT) / (REJECT - ACCEPT)
+    confidence = round(_UNSURE_CEILING - (_UNSURE_CEILING - _INVALID_CEILING) * share)
+    reason = f"the activations are neither clearly the model's nor not: {facts}"
+    return ActivationFinding(Outcome.CANNOT_TELL, confidence, reason, error, deviation)
+
+
+def fit_bounds(answers: Sequence[ChunkErrors]) -> ActivationBounds:
+    """Bounds from the errors of honest answers: pool all engines and settings that are honest.
+
+    The spreads are taken larger than measured by what chance can hide in so few answers.
+
+    Raises:
+        EncodingError: fewer than 8 answers, or fewer than 2 whole chunks in them.
+    """
+    whole = [found.mean[found.compared == TOP] for found in answers]
+    chunks = np.concatenate(whole) if whole else np.empty(0)
+    if len(answers) < 8 or len(chunks) < 2:
+        raise EncodingError(
+            f"{len(answers)} answers with {len(chunks)} whole chunks are too few to fit bounds "
+            "to: at least 8 with 2 are needed"
+        )
+    means = np.array([answer_error(found) for found in answers])
+    sizes = np.array([found.compared.sum() / TOP for found in answers])
+    within = [((each - each.mean()) ** 2).sum() for each in whole if len(each) > 1]
+    freedom = max(1, len(chunks) - len(whole))
+    chunk_spread = math.sqrt(sum(within) / freedom) if within else float(chunks.std(ddof=1))
+    between = float(means.var(ddof=1)) - chunk_spread**2 * float((1 / sizes).mean())
+    doubt = 1 + 2 / math.sqrt(len(answers))
+    centre = float(means.mean())
+    bounds = ActivationBounds(
+        min_exponent_matches=0,
+        max_mean_error=0.0,
+        max_median_error=0.0,
+        mean_error=centre,
+        answer_spread=doubt * max(math.sqrt(max(between, 0.0)), _LEAST_SPREAD * centre, 0.01),
+        chunk_spread=doubt * max(chunk_spread, _LEAST_SPREAD * centre, 0.01),
+    )
+    full = [found.compared == TOP for found in answers]
+    lost = TOP - np.concatenate([f.matches[k] for f, k in zip(answers, full, strict=True)])
+    medians = np.concatenate([f.median[k] for f, k in zip(answers, full, strict=True)])
+    loss = max(float(lost.mean() + _CHUNK_REJECT * lost.std()), 3.0 * float(lost.max()), 8.0)
+    median = max(float(medians.mean() + _CHUNK_REJECT * medians.std()), 2 * float(medians.max()))
+    return bounds.model_copy(
+        update={
+            "min_exponent_matches": max(0, TOP - math.ceil(loss)),
+            "max_mean_error": min(centre + _CHUNK_REJECT * _spread(bounds, 1.0), NO_MATCH),
+            "max_median_error": min(max(median, 2.0), NO_MATCH),
+        }
+    )
+
+
+def _spread(bounds: ActivationBounds, chunks: float) -> float:
+    """Standard deviation of the mean error over so many chunks."""
+    return math.sqrt(bounds.answer_spread**2 + bounds.chunk_spread**2 / chunks) or 1e-9
+
+
+def _far_chunk(errors: ChunkErrors, bounds: ActivationBounds | None) -> str | None:
+    """What is too far off for any honest answer, one chunk or exponents over all."""
+    least = PAPER_MATCHES if bounds is None else bounds.min_exponent_matches
+    median = PAPER_MEDIAN if bounds is None else bounds.max_median_error
+    total = int(errors.compared.sum())
+    if errors.matches.sum() + _STRAYS < total * least / TOP:
+        return f"only {int(errors.matches.sum())} of {total} exponents match"
+    for chunk in np.flatnonzero(errors.compared >= _JUDGED):
+        compared, matches = int(errors.compared[chunk]), int(errors.matches[chunk])
+        if bounds is None:
+            mean = PAPER_MEAN
+        else:
+            room = (bounds.max_mean_error - bounds.mean_error) * math.sqrt(TOP / compared)
+            mean = bounds.mean_error + room
+        where = f"the activations of tokens {32 * chunk} to {32 * chunk + compared // 4 - 1}"
+        if matches < compared * least / TOP:
+            return f"{where} match in {matches} of {compared} exponents"
+        if errors.mean[chunk] > mean or errors.median[chunk] > median:
+            return f"{where} are not the model's"
+    return None
+
+
+def _facts(errors: ChunkErrors, error: float) -> str:
+    each = " ".join(f"{value:.1f}" for value in errors.mean[:_LISTED])
+    more = " …" if len(errors.mean) > _LISTED else ""
+    return (
+        f"{int(errors.matches.sum())} of {int(errors.compared.sum())} exponents match, mantissas "
+        f"are off by {error:.2f} on average ({each}{more} by 32 tokens)"
+    )
