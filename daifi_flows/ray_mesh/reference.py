@@ -134,10 +134,11 @@ class EngineReference:
         model = self._llm(spec)
         if not self._on_vllm:
             return self._shelf.get(model).prefill(prompt, output)
+        engine = self._vllm()
         try:
-            return self._vllm().prefill(model, prompt, output)
+            return engine.prefill(model, prompt, output)
         except EngineDied as error:
-            self._forget("vllm")
+            self._forget(engine)
             raise ModelError(f"the prefill was lost, the next one starts anew: {error}") from error
         except EngineError as error:
             raise ModelError(f"vLLM cannot prefill here: {error}") from error
@@ -207,11 +208,11 @@ class EngineReference:
         assert isinstance(engine, VllmEngine)
         return engine
 
-    def _forget(self, name: str) -> None:
+    def _forget(self, engine: VllmEngine) -> None:
         with self._lock:
-            engine = self._engines.pop(name, None)
-        if engine is not None:
-            engine.close()
+            if self._engines.get(engine.name) is engine:  # and not one that came after it
+                del self._engines[engine.name]
+        engine.close()
 
     def _llm(self, spec: TaskSpec) -> LocalModel:
         if spec.model.engine not in _LLM:

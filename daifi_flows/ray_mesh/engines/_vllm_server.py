@@ -66,7 +66,9 @@ class VllmServer:
         self.model = model
         self.tokenizer: HfTokenizer = load_tokenizer(folder)
         self.parameters = count_parameters(folder)
-        self.context = min(self.tokenizer.context, _MAX_CONTEXT)
+        self.context = int(
+            options.get("max_model_len") or min(self.tokenizer.context, _MAX_CONTEXT)
+        )
         """Tokens of prompt and answer together that this process has room for."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
@@ -86,6 +88,7 @@ class VllmServer:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # what _vllm_worker can watch
         try:
+            import psutil
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
         except ImportError as error:
@@ -104,7 +107,7 @@ class VllmServer:
         }
         try:
             self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**(chosen | dict(options))))
-            faults = await self._ask("daifi_watch")
+            faults = await self._ask("daifi_watch", os.getpid(), psutil.Process().create_time())
         except Exception as error:
             raise EngineError(
                 f"vLLM does not start with model {self.model.ref.name!r}: {error}"
@@ -161,13 +164,13 @@ class VllmServer:
         return self._guard(self._prefill(tokens, len(prompt) - 1))
 
     def held(self) -> tuple[int, int]:
-        """Requests whose hidden states wait in vLLM's process, and their bytes.
+        """Requests whose hidden states wait in vLLM's processes, and their bytes.
 
         Raises:
             EngineDied, EngineError: see :meth:`generate`.
         """
-        requests, size = self._guard(self._answer("daifi_held"))
-        return int(requests), int(size)
+        ranks = self._guard(self._ask("daifi_held"))
+        return sum(int(rank[0]) for rank in ranks), sum(int(rank[1]) for rank in ranks)
 
     async def _generate(
         self, prompt: list[int], sampling: Sampling, control: Control, record: bool

@@ -23,6 +23,9 @@ answers. Needs V1's first model runner, without asynchronous scheduling or specu
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from typing import Any, Final
 
 from daifi_flows.ray_mesh.engines._rows import RowKeeper
@@ -34,8 +37,11 @@ RECORD: Final = "daifi_record"
 PREFILL: Final = "daifi_prefill"
 """``extra_args`` key: ``[name, first, last]``: rows of the prompt's positions first … last."""
 
-_MAX_BYTES: Final = 1 << 30
+_MAX_BYTES: Final = 4 << 30
 """Rows that may wait in a worker, float32; 1,000 tokens of an 8B model take 16 MB."""
+
+
+_OWNER_POLL_S: Final = 2.0
 
 
 class Watch:
@@ -176,16 +182,46 @@ def _raw_rows(rows: Any) -> list[bytes]:
     return [row.tobytes() for row in rows.detach().float().cpu().contiguous().numpy()]
 
 
+def end_with(owner: int, born: float) -> None:
+    """End this process soon after the one that started vLLM is gone.
+
+    vLLM's processes outlive a killed owner, with all their memory. One worker that ends takes the
+    others along.
+
+    Args:
+        owner, born: process id and start time; a process not found is on another machine and is
+            not watched.
+    """
+    import psutil
+
+    def alive() -> bool:
+        try:
+            found = psutil.Process(owner)
+            return found.create_time() == born and found.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+    def watch() -> None:
+        while alive():
+            time.sleep(_OWNER_POLL_S)
+        os._exit(1)
+
+    if alive():
+        threading.Thread(target=watch, name="daifi-owner", daemon=True).start()
+
+
 class WorkerExtension:
     """Methods that vLLM's workers gain, for ``collective_rpc``; the names must be new to them."""
 
     model_runner: Any
     _daifi: Watch | None
 
-    def daifi_watch(self) -> str:
-        """Begin to watch; why not, or nothing."""
+    def daifi_watch(self, owner: int, born: float) -> str:
+        """Begin to watch; why not, or nothing. The process ends with its owner, see
+        :func:`end_with`."""
         from vllm.distributed import get_pp_group, get_tp_group
 
+        end_with(owner, born)
         self._daifi = None
         if not get_pp_group().is_last_rank:
             return ""
