@@ -1,18 +1,29 @@
-"""What the worker extension records, against a runner that schedules as vLLM may."""
+"""What of the vLLM engine works without vLLM: the worker extension records rows of hidden states
+from a runner that schedules as vLLM may; a machine without vLLM says so."""
 
 from __future__ import annotations
 
+import importlib.util
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 
+from daifi_flows.cnft import Content, Materials, ModelRef, TaskSpec
+from daifi_flows.errors import EngineError
+from daifi_flows.ray_mesh import EngineReference
+from daifi_flows.ray_mesh.engines._engine import Control
 from daifi_flows.ray_mesh.engines._vllm_worker import PREFILL, RECORD, Watch
+from daifi_flows.ray_mesh.engines.vllm import VllmEngine
+from daifi_flows.settings import Settings
 
 WIDTH = 3
 
@@ -226,3 +237,23 @@ def test_runners_that_cannot_be_watched_say_why() -> None:
         assert why in Watch(runner, answers=True).fault()
     del runner.execute_model_state
     assert "V2" in Watch(runner, answers=True).fault()
+
+
+def test_a_node_without_vllm_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tiny_ref: ModelRef,
+    make_spec: Callable[..., TaskSpec],
+    ask: Callable[..., Content],
+) -> None:
+    real = importlib.util.find_spec
+
+    def find(name: str, *rest: Any) -> Any:
+        return None if name == "vllm" else real(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    spec = make_spec(tiny_ref.model_copy(update={"engine": "vllm"}), ask())
+    with pytest.raises(EngineError, match="make vllm"):
+        VllmEngine(tmp_path).run(spec, ask(), Materials(), Control())
+    verifier = EngineReference(Settings(verifier_engine="vllm"), tmp_path)
+    assert "make vllm" in (verifier.missing(spec, Materials()) or "")
