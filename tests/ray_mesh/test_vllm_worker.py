@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -257,3 +259,37 @@ def test_a_node_without_vllm_says_how_to_get_it(
         VllmEngine(tmp_path).run(spec, ask(), Materials(), Control())
     verifier = EngineReference(Settings(verifier_engine="vllm"), tmp_path)
     assert "make vllm" in (verifier.missing(spec, Materials()) or "")
+
+
+def test_a_worker_ends_with_the_process_that_started_vllm() -> None:
+    import psutil
+
+    owner = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    code = (
+        "import sys, threading\n"
+        "from daifi_flows.ray_mesh.engines import _vllm_worker as worker\n"
+        "worker._OWNER_POLL_S = 0.05\n"
+        "worker.end_with(int(sys.argv[1]), float(sys.argv[2]))\n"
+        "print([t.name for t in threading.enumerate()], flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+
+    def worker(born: float) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code, str(owner.pid), repr(born)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    born = psutil.Process(owner.pid).create_time()
+    here, elsewhere = worker(born), worker(born - 60)  # the same number, on another machine
+    try:
+        assert here.stdout is not None
+        assert elsewhere.stdout is not None
+        assert "daifi-owner" in here.stdout.readline()
+        assert "daifi-owner" not in elsewhere.stdout.readline()
+        assert here.poll() is None
+        owner.kill()  # not yet waited for: a zombie is gone too
+        assert here.wait(60) == 1
+        assert elsewhere.poll() is None
+    finally:
+        for process in (owner, here, elsewhere):
+            process.kill()
+            process.communicate()
