@@ -39,7 +39,8 @@ Error = Annotated[float, Field(ge=0.0, le=256.0, allow_inf_nan=False, strict=Tru
 class Rounding(Noun):
     """How an honest node's token follows from the verifier's scores.
 
-    The token is drawn from ``Σ_j weights[j] · softmax(scores / scales[j])``: engines that round
+    A token that lies ``g`` logits under the best score is drawn with probability proportional to
+    ``exp(−½(g/scale)²)``, the scale itself drawn from ``scales`` by ``weights``: engines that round
     differently choose differently where scores nearly tie.
 
     Attributes:
@@ -86,7 +87,8 @@ class Calibration(Noun):
     """What was measured for one model in one precision.
 
     Attributes:
-        model: name it was measured under; :attr:`digest` and :attr:`precision` decide.
+        model: name it was measured under; the digest and the precisions decide.
+        precision, verifier_precision: what the node claims, and what the verifier prefills in.
         rounding: of token choices, for ``token-difr``.
         activations: bounds for ``toploc``; absent: not measured, the paper's hold.
         generations, tokens: honest ones, how many were measured.
@@ -98,6 +100,7 @@ class Calibration(Noun):
     model: Label
     digest: Bytes32
     precision: Label
+    verifier_precision: Label
     rounding: Rounding
     activations: ActivationBounds | None = None
     generations: Uint
@@ -107,16 +110,17 @@ class Calibration(Noun):
 
     @property
     def file_name(self) -> str:
-        """Where it is kept: digest and precision."""
-        return _file_name(self.digest, self.precision)
+        """Where it is kept: digest and precisions."""
+        return _file_name(self.digest, self.precision, self.verifier_precision)
 
     def encode(self) -> bytes:
         """The canonical JSON file."""
         return canonical_json({"format": _FORMAT, **self.jsonable()})
 
 
-def _file_name(digest: bytes, precision: str) -> str:
-    return f"{digest.hex()[:32]}-{precision}.json"
+def _file_name(digest: bytes, precision: str, verifier_precision: str) -> str:
+    pair = precision if precision == verifier_precision else f"{precision}-by-{verifier_precision}"
+    return f"{digest.hex()[:32]}-{pair}.json"
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -160,10 +164,12 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
 def find_calibration(model: ModelRef, folder: Path | None = None) -> Calibration | None:
     """The calibration of ``model``: from ``folder``, else shipped with this package.
 
+    Verifiers prefill in the precision the node claims; so was the calibration made.
+
     Raises:
         ModelError: there is a file for it, but it is damaged or of another model.
     """
-    name = _file_name(model.digest, model.precision)
+    name = _file_name(model.digest, model.precision, model.precision)
     if os.sep in name:  # a precision is a stranger's text
         return None
     for place in (folder, _SHIPPED):
@@ -175,7 +181,8 @@ def find_calibration(model: ModelRef, folder: Path | None = None) -> Calibration
         except (OSError, ValueError):
             continue
         found = _read_once(path, changed)
-        if (found.digest, found.precision) != (model.digest, model.precision):
+        pair = (model.precision, model.precision)
+        if (found.digest, found.precision, found.verifier_precision) != (model.digest, *pair):
             raise ModelError(f"calibration file {path} is of another model or precision")
         return found
     return None

@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from daifi_flows.cnft import Execution, Proof
 from daifi_flows.encoding import canonical, decode_canonical
-from daifi_flows.errors import EncodingError
+from daifi_flows.errors import EncodingError, ModelError
 from daifi_flows.proofs._scheme import Claim, Reference, Verdict
 from daifi_flows.proofs._tokens import (
     MAX_TOKENS_BYTES,
+    Reading,
     Tokens,
     cannot_tell,
     invalid,
@@ -18,9 +19,9 @@ from daifi_flows.proofs._tokens import (
     read_tokens,
     tokens_of,
 )
-from daifi_flows.proofs.margins import decide, margins
+from daifi_flows.proofs.evidence import judge
 
-__all__ = ["TokenDifrScheme"]
+__all__ = ["TokenDifrScheme", "token_verdict"]
 
 
 class TokenDifrScheme:
@@ -67,21 +68,22 @@ class TokenDifrScheme:
         reading = read_tokens(claim, proof.statement, tokens, reference)
         if isinstance(reading, Verdict):
             return reading
-        found = margins(
-            reading.prefill.logits,
-            tokens.output,
-            temperature_ppm=reading.sampling.temperature_ppm,
-            seed=reading.sampling.seed,
-        )
-        if found is None:
-            return cannot_tell("the model here gave no usable logits for these tokens")
-        finding = decide(found.margins)
-        return Verdict(
-            finding.outcome,
-            finding.confidence_ppm,
-            finding.reason,
-            reading.own_answer(found.best),
-        )
+        assert reference is not None  # read_tokens refused
+        return token_verdict(claim, reading, reference)
+
+
+def token_verdict(claim: Claim, reading: Reading, reference: Reference) -> Verdict:
+    """How the tokens were chosen: the statistical part, for every scheme on tokens."""
+    try:
+        calibration = reference.calibration(claim.spec)
+    except ModelError as error:
+        return cannot_tell(f"the tokens cannot be judged here: {error}")
+    finding = judge(reading.prefill.logits, reading.tokens.output, reading.sampling, calibration)
+    if finding is None:
+        return cannot_tell("the model here gave no usable logits for these tokens")
+    return Verdict(
+        finding.outcome, finding.confidence_ppm, finding.reason, reading.own_answer(finding.best)
+    )
 
 
 def _parse(payload: bytes) -> Tokens:

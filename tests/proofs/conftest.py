@@ -95,6 +95,7 @@ TINY_CALIBRATION = Calibration(
     model="tiny",
     digest=bytes(32),
     precision="none",
+    verifier_precision="none",
     rounding=Rounding(scales=(0.01, 0.05, 0.2), weights=(0.9, 0.09, 0.01)),
     generations=1,
     tokens=1,

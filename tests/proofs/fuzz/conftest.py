@@ -195,6 +195,7 @@ def _some_calibration() -> Any:
         model="m",
         digest=bytes(32),
         precision="none",
+        verifier_precision="none",
         rounding=Rounding(scales=(0.01, 0.2), weights=(0.99, 0.01)),
         generations=200,
         tokens=12_800,
