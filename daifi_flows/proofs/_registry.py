@@ -1,4 +1,4 @@
-"""The schemes by name: the three in this package, and those that other packages register.
+"""The schemes by name: those of this package, and those that other packages register.
 
 A third party adds a scheme with an entry point in its own ``pyproject.toml``::
 
@@ -27,6 +27,7 @@ ENTRY_POINT_GROUP: Final = "daifi_flows.proofs"
 _BUILT_IN: Final[Mapping[str, str]] = {
     "digest": "daifi_flows.proofs.digest:DigestScheme",
     "token-difr": "daifi_flows.proofs.token_difr:TokenDifrScheme",
+    "toploc": "daifi_flows.proofs.toploc:ToplocScheme",
     "zk": "daifi_flows.proofs.zk:ZkScheme",
 }
 
