@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -21,7 +22,17 @@ from daifi_flows._step import StepEvent, StepState, dai
 from daifi_flows.cnft import ComputeNFT
 from daifi_flows.verify import Report, Status
 
-__all__ = ["Progress", "paid_wei", "print_results", "print_verification", "short_path"]
+if TYPE_CHECKING:
+    from daifi_flows.ray_mesh.calibrate import CalibrationReport
+
+__all__ = [
+    "Progress",
+    "paid_wei",
+    "print_calibration",
+    "print_results",
+    "print_verification",
+    "short_path",
+]
 
 _DONE = {StepState.SETTLED, StepState.EFFECT}
 _BAD = {StepState.REJECTED, StepState.LOST, StepState.REFUNDED}
@@ -144,3 +155,49 @@ def print_verification(console: Console, report: Report) -> None:
         console.print("  [yellow]verified, except what was not checked[/]")
     else:
         console.print("  [green bold]verified[/]")
+
+
+def print_calibration(console: Console, report: CalibrationReport, path: Path) -> None:
+    """What was measured, as a table, and where the calibration is."""
+    found = report.calibration
+    table = Table(
+        title=f"{escape(found.model)}: nodes in {found.precision}, verifier in "
+        f"{found.verifier_precision}"
+    )
+    table.add_column("the node ran")
+    for name in (
+        "answers",
+        "tokens",
+        "mean margin",
+        "largest",
+        "evidence",
+        "valid",
+        "invalid",
+        "tokens to convict",
+        "toploc valid",
+        "toploc invalid",
+    ):
+        table.add_column(name, justify="right")
+    for run in report.runs:
+        catch = "–" if run.honest else str(run.tokens_to_catch or "never")
+        table.add_row(
+            escape(run.name),
+            str(run.answers),
+            str(run.tokens),
+            f"{run.mean_margin:.4f}",
+            f"{run.largest_margin:.2f}",
+            f"10^{run.max_log_evidence / math.log(10):.1f}",
+            str(run.accepted),
+            str(run.rejected),
+            catch,
+            "–" if run.toploc_accepted is None else str(run.toploc_accepted),
+            "–" if run.toploc_rejected is None else str(run.toploc_rejected),
+            style=None if run.honest else "yellow",
+        )
+    console.print(table)
+    console.print(
+        f"written to {short_path(path)} ({found.generations} honest answers, {found.tokens} "
+        f"tokens; 1 in a million is invalid at evidence 10^6)",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -285,5 +285,58 @@ def audit(
         print(json.dumps(reports, indent=2))
 
 
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="LLM: a name, folder, GGUF or hub id.")],
+    engine: Annotated[
+        str, typer.Option(help="transformers; vllm adds answers made by vLLM.")
+    ] = "transformers",
+    precision: Annotated[str, typer.Option(help="What nodes claim: bf16, fp16 or fp32.")] = "bf16",
+    verifier_precision: Annotated[
+        str | None, typer.Option(help="What the verifier computes in (default: the same).")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts: a line each, or a .json list (default: built in).")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 96,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write (default: under home, where it is used).")
+    ] = None,
+    json_output: Json = False,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Measure how far honest engines differ on a model, so that cheats on it can be convicted.
+
+    Verifiers use the file under home; without one, answers of a model are never rejected for how
+    likely their tokens are.
+    """
+    _quiet(debug)
+    from daifi_flows._terminal import Progress, print_calibration
+    from daifi_flows.proofs.calibration import write_calibration
+    from daifi_flows.ray_mesh.calibrate import calibrate as measure
+    from daifi_flows.ray_mesh.calibrate import read_prompts
+    from daifi_flows.settings import Settings
+
+    base = Settings.load(None, home=home).home_path
+    with Progress() as progress:
+        report = measure(
+            model,
+            base / "cache" / "calibrate",
+            engine=engine,
+            precision=precision,
+            verifier_precision=verifier_precision,
+            prompts=read_prompts(prompts),
+            tokens=tokens,
+            note=progress.prepare,
+        )
+    path = out or base / "calibrations" / report.calibration.file_name
+    write_calibration(report.calibration, path)
+    if json_output:
+        print(json.dumps({"path": str(path), **report.jsonable()}, indent=2))
+    else:
+        print_calibration(Console(), report, path)
+
+
 if __name__ == "__main__":
     main()

@@ -155,8 +155,14 @@ class EngineReference:
         return self._shelf.get(self._llm(spec)).output_rows(tokens)
 
     def calibration(self, spec: TaskSpec) -> Calibration | None:
-        """How far honest engines differ on this model and precision; ``None``: not measured."""
-        return find_calibration(spec.model, self._home / "calibrations")
+        """How far honest engines differ on this model and precision; ``None``: not measured.
+
+        The settings' home comes first (``daifi calibrate`` writes there), then what is shipped.
+
+        Raises:
+            ModelError: there is a file for it, but it is damaged.
+        """
+        return find_calibration(spec.model, self._settings.home_path / "calibrations")
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit-norm sentence embeddings, ``[len(texts), 384]``.

@@ -121,3 +121,23 @@ def ask() -> Callable[..., Content]:
         return Content.json_value(value | changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def calibrated_home(tiny_ref: ModelRef, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a calibration of the tiny model, so that cheats on it can be convicted."""
+    from daifi_flows.proofs.calibration import Calibration, Rounding, write_calibration
+
+    home = tmp_path_factory.mktemp("calibrated")
+    calibration = Calibration(
+        model=tiny_ref.name,
+        digest=tiny_ref.digest,
+        precision=tiny_ref.precision,
+        verifier_precision=tiny_ref.precision,
+        rounding=Rounding(scales=(0.01, 0.05), weights=(0.95, 0.05)),
+        generations=1,
+        tokens=1,
+        max_log_evidence=0.0,
+    )
+    write_calibration(calibration, home / "calibrations" / calibration.file_name)
+    return home

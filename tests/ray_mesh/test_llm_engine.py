@@ -33,8 +33,8 @@ def engine(model_cache: Path) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> EngineReference:
-    return EngineReference(Settings(), tmp_path_factory.mktemp("reference"))
+def reference(calibrated_home: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineReference:
+    return EngineReference(Settings(home=calibrated_home), tmp_path_factory.mktemp("reference"))
 
 
 def run(engine: Engine, spec: TaskSpec, content: Content) -> Execution:
