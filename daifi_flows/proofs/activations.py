@@ -38,10 +38,10 @@ PAPER_MEDIAN: Final = 8.0
 """Bounds of a chunk for a model nobody measured: those of TOPLOC (arXiv 2501.16007) for bfloat16,
 where at most 38 of 128 exponents differ."""
 
-REJECT: Final = 5.0
-"""Invalid from so many standard deviations over the centre: 3 in 10⁷ of a normal distribution."""
-ACCEPT: Final = 3.5
-"""Valid up to so many: an honest answer is not valid 2 times in 10⁴."""
+REJECT: Final = 4.75
+"""Invalid from so many standard deviations over the centre: 1 in 10⁶ of a normal distribution."""
+ACCEPT: Final = 3.1
+"""Valid up to so many: an honest answer is not valid once in a thousand times."""
 _CHUNK_REJECT: Final = 10.0
 """The same for single chunks, of which a long answer has hundreds."""
 _JUDGED: Final = TOP // 2
@@ -122,7 +122,8 @@ def judge_activations(errors: ChunkErrors, bounds: ActivationBounds | None) -> A
 def fit_bounds(answers: Sequence[ChunkErrors]) -> ActivationBounds:
     """Bounds from the errors of honest answers: pool all engines and settings that are honest.
 
-    The spreads are taken larger than measured by what chance can hide in so few answers.
+    The spreads are taken larger than measured by what chance can hide in so few answers, and at
+    least a tenth of the centre, for processors that were not measured.
 
     Raises:
         EncodingError: fewer than 8 answers, or fewer than 2 whole chunks in them.
@@ -140,15 +141,16 @@ def fit_bounds(answers: Sequence[ChunkErrors]) -> ActivationBounds:
     freedom = max(1, len(chunks) - len(whole))
     chunk_spread = math.sqrt(sum(within) / freedom) if within else float(chunks.std(ddof=1))
     between = float(means.var(ddof=1)) - chunk_spread**2 * float((1 / sizes).mean())
-    doubt = 1 + 2 / math.sqrt(len(answers))
+    doubt = 1 + 1 / math.sqrt(len(answers))  # 1.4 standard errors of a standard deviation
     centre = float(means.mean())
+    least = max(_LEAST_SPREAD * centre, 0.01)
     bounds = ActivationBounds(
         min_exponent_matches=0,
         max_mean_error=0.0,
         max_median_error=0.0,
-        mean_error=centre,
-        answer_spread=doubt * max(math.sqrt(max(between, 0.0)), _LEAST_SPREAD * centre, 0.01),
-        chunk_spread=doubt * max(chunk_spread, _LEAST_SPREAD * centre, 0.01),
+        mean_error=round(centre, 4),
+        answer_spread=round(doubt * max(math.sqrt(max(between, 0.0)), least), 4),
+        chunk_spread=round(doubt * max(chunk_spread, least), 4),
     )
     full = [found.compared == TOP for found in answers]
     lost = TOP - np.concatenate([f.matches[k] for f, k in zip(answers, full, strict=True)])
@@ -158,8 +160,10 @@ def fit_bounds(answers: Sequence[ChunkErrors]) -> ActivationBounds:
     return bounds.model_copy(
         update={
             "min_exponent_matches": max(0, TOP - math.ceil(loss)),
-            "max_mean_error": min(centre + _CHUNK_REJECT * _spread(bounds, 1.0), NO_MATCH),
-            "max_median_error": min(max(median, 2.0), NO_MATCH),
+            "max_mean_error": round(
+                min(centre + _CHUNK_REJECT * _spread(bounds, 1.0), NO_MATCH), 4
+            ),
+            "max_median_error": round(min(max(median, 2.0), NO_MATCH), 4),
         }
     )
 
