@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
@@ -161,25 +162,19 @@ def print_calibration(console: Console, report: CalibrationReport, path: Path) -
     """What was measured, as a table, and where the calibration is."""
     found = report.calibration
     table = Table(
-        title=f"{escape(found.model)}: nodes in {found.precision}, verifier in "
-        f"{found.verifier_precision}"
+        title=f"{escape(found.model)}: nodes claim {found.precision}, the verifier computes in "
+        f"{found.verifier_precision}",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("the node ran")
-    for name in (
-        "answers",
-        "tokens",
-        "mean margin",
-        "largest",
-        "evidence",
-        "valid",
-        "invalid",
-        "tokens to convict",
-        "toploc valid",
-        "toploc invalid",
-    ):
+    for name in ("answers", "tokens", "margin", "largest", "evidence"):
         table.add_column(name, justify="right")
+    table.add_column("token-difr")
+    table.add_column("toploc")
     for run in report.runs:
-        catch = "–" if run.honest else str(run.tokens_to_catch or "never")
+        late = run.tokens_to_catch
+        after = "" if run.honest else f"; by {late} tokens" if late else "; never"
         table.add_row(
             escape(run.name),
             str(run.answers),
@@ -187,17 +182,21 @@ def print_calibration(console: Console, report: CalibrationReport, path: Path) -
             f"{run.mean_margin:.4f}",
             f"{run.largest_margin:.2f}",
             f"10^{run.max_log_evidence / math.log(10):.1f}",
-            str(run.accepted),
-            str(run.rejected),
-            catch,
-            "–" if run.toploc_accepted is None else str(run.toploc_accepted),
-            "–" if run.toploc_rejected is None else str(run.toploc_rejected),
+            _outcomes(run.answers, run.accepted, run.rejected) + after,
+            _outcomes(run.answers, run.toploc_accepted, run.toploc_rejected),
             style=None if run.honest else "yellow",
         )
     console.print(table)
     console.print(
-        f"written to {short_path(path)} ({found.generations} honest answers, {found.tokens} "
-        f"tokens; 1 in a million is invalid at evidence 10^6)",
+        f"written to {short_path(path)}: {found.generations} honest answers, {found.tokens} tokens",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _outcomes(answers: int, accepted: int | None, rejected: int | None) -> str:
+    if accepted is None or rejected is None:
+        return "–"
+    if answers in (accepted, rejected):
+        return "all valid" if accepted else "all invalid"
+    return f"{accepted} valid, {rejected} invalid"

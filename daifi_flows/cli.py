@@ -335,7 +335,10 @@ def calibrate(
     if json_output:
         print(json.dumps({"path": str(path), **report.jsonable()}, indent=2))
     else:
-        print_calibration(Console(), report, path)
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=140)  # a file or a pipe takes the whole table
+        print_calibration(console, report, path)
 
 
 if __name__ == "__main__":

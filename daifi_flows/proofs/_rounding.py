@@ -60,7 +60,8 @@ class Choices:
         edges: where the bins of all other tokens begin, in logits, ``[n]``.
         claimed: gap of the claimed token, its bin's edge when it is in a bin, ``[n]``.
         claimed_levels: as ``levels``, 0 in a bin; ``len(CUTS)`` when every cut leaves it out.
-        margins: how far the claimed token's score lies under the verifier's choice, ``[n]``.
+        margins: how far the claimed token's score lies under the best one that is not cut, by the
+            highest cut that keeps the claimed one, in logits, ``[n]``.
         best: the verifier's choice at each position.
     """
 
@@ -122,12 +123,8 @@ def _fill(
     if size == MOST:
         found.edges[row] = gaps[-1]
     uncut = np.flatnonzero(levels <= CUTS.index(0.0))
-    if len(uncut):
-        found.best.append(int(ids[uncut[0]]))
-        nearest = float(gaps[uncut[0]])
-    else:  # the best token that is not cut lies in the bins
-        found.best.append(sample(logits, sampling, row))
-        nearest = float(found.edges[row])
+    # Where the best token that is not cut lies in the bins, it is drawn anew.
+    found.best.append(int(ids[uncut[0]]) if len(uncut) else sample(logits, sampling, row))
     if not 0 <= token < len(logits) or not np.isfinite(logits[token]):
         return True
     place = np.flatnonzero(ids == token)
@@ -138,12 +135,13 @@ def _fill(
         score = float(logits[token])
         if heat:
             score += heat * float(gumbel(sampling.seed, row, token + 1)[token])
-        gap, level = float(scores[0]) * unit - score, _levels(logits, [token], sampling)[0]
+        gap, level = float(scores[0]) * unit - score, int(_levels(logits, [token], sampling)[0])
         level = _OUTSIDE if level == _OUTSIDE else 0  # a bin is one outcome, whatever is in it
         edge = 0.0 if level == _OUTSIDE else found.edges[row]
         found.claimed[row] = edge + max(0.0, np.floor(gap - edge))
     found.claimed_levels[row] = level
-    found.margins[row] = max(0.0, gap - nearest)
+    rivals = gaps[levels <= level]
+    found.margins[row] = max(0.0, gap - float(rivals[0]) if len(rivals) else 0.0)
     return True
 
 
