@@ -149,8 +149,8 @@ def fit_bounds(answers: Sequence[ChunkErrors]) -> ActivationBounds:
         max_mean_error=0.0,
         max_median_error=0.0,
         mean_error=round(centre, 4),
-        answer_spread=round(doubt * max(math.sqrt(max(between, 0.0)), least), 4),
-        chunk_spread=round(doubt * max(chunk_spread, least), 4),
+        answer_spread=round(max(doubt * math.sqrt(max(between, 0.0)), least), 4),
+        chunk_spread=round(max(doubt * chunk_spread, least), 4),
     )
     full = [found.compared == TOP for found in answers]
     lost = TOP - np.concatenate([f.matches[k] for f, k in zip(answers, full, strict=True)])
