@@ -12,6 +12,7 @@ from daifi_flows.proofs.circuits._circuit import (
     Circuit,
     Public,
     Snark,
+    Spent,
     compile_circuit,
 )
 from daifi_flows.proofs.circuits._field import FIELD, dequantise, poseidon, quantise
@@ -26,6 +27,7 @@ from daifi_flows.proofs.circuits._onnx import (
 from daifi_flows.proofs.circuits._process import WorkerError
 from daifi_flows.proofs.circuits._settings import CircuitSettings, Limits
 from daifi_flows.proofs.circuits._srs import Srs, adopt_srs, find_srs
+from daifi_flows.proofs.circuits._tuner import Tuned, float_outputs, tune
 
 __all__ = [
     "FIELD",
@@ -37,16 +39,20 @@ __all__ = [
     "OnnxModel",
     "Public",
     "Snark",
+    "Spent",
     "Srs",
     "Tensor",
+    "Tuned",
     "WorkerError",
     "adopt_srs",
     "compile_circuit",
     "dequantise",
     "find_srs",
+    "float_outputs",
     "onnx_digest",
     "poseidon",
     "quantise",
     "read_onnx",
+    "tune",
     "with_batch",
 ]

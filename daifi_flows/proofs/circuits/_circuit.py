@@ -23,16 +23,25 @@ from numpy.typing import ArrayLike, NDArray
 from daifi_flows.encoding import canonical, cid_of, parse_json, sha256
 from daifi_flows.errors import DaifiError, EncodingError, ProofError
 from daifi_flows.proofs.circuits._field import FIELD, poseidon, quantise, signed, to_hex, unsigned
-from daifi_flows.proofs.circuits._onnx import OnnxModel, Tensor, read_onnx
+from daifi_flows.proofs.circuits._onnx import OnnxModel, Tensor, read_onnx, unshared
 from daifi_flows.proofs.circuits._process import WorkerError, ask, run_job
 from daifi_flows.proofs.circuits._settings import CircuitSettings, Limits
 from daifi_flows.proofs.circuits._srs import Srs, find_srs
 
-__all__ = ["MAX_PROOF_BYTES", "Circuit", "Public", "Snark", "compile_circuit"]
+__all__ = ["MAX_PROOF_BYTES", "Circuit", "Public", "Snark", "Spent", "compile_circuit"]
 
 MAX_PROOF_BYTES: Final = 256 * 1024
 _FILES: Final = ("model.onnx", "settings.json", "circuit.ezkl", "vk", "pk")
 _VERIFIER_FILES: Final = ("settings.json", "vk")
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one proof took in its process: wall and processor seconds, and memory touched."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
 
 
 @dataclass(frozen=True)
@@ -42,12 +51,12 @@ class Snark:
     Attributes:
         proof: a Halo2 proof (KZG, SHPLONK), whole words of 32 bytes.
         instances: ``0 ≤ v < FIELD``, in :class:`Public`'s order.
-        peak_bytes: memory the prover touched; 0 when unknown.
+        spent: what proving took; absent on a proof that came from elsewhere.
     """
 
     proof: bytes
     instances: tuple[int, ...]
-    peak_bytes: int = 0
+    spent: Spent | None = None
 
 
 @dataclass(frozen=True)
@@ -135,10 +144,12 @@ class Circuit:
             "home": str(self.path.absolute()),
             "srs": str(self.srs.path.absolute()),
             "inputs": exact,
+            "commit": self.settings.input_visibility == "committed",
         }
         answer = run_job(request, limits)
         elements = tuple(int.from_bytes(bytes.fromhex(v), "little") for v in answer["instances"])
-        snark = Snark(bytes.fromhex(answer["proof"]), elements, answer["peak_bytes"])
+        spent = Spent(answer["seconds"], answer["cpu_seconds"], answer["peak_bytes"])
+        snark = Snark(bytes.fromhex(answer["proof"]), elements, spent)
         public = self.read(snark.instances)
         if public.inputs is not None and any(
             list(public.inputs[name]) != flat.tolist() for name, flat in integers.items()
@@ -149,6 +160,36 @@ class Circuit:
         ):
             raise ProofError("the prover hashed other integers than it was given")
         return snark
+
+    def commit(self, vectors: Sequence[Sequence[int]], limits: Limits | None = None) -> list[bytes]:
+        """The KZG commitment of each input, as a proof with ``committed`` input shows it first.
+
+        It depends on the integers, the SRS and the number of rows, not on the model. It is binding
+        as long as nobody knows τ, and hides nothing that can be guessed: salt the input.
+
+        Args:
+            vectors: integers of the circuit's one input, as :meth:`quantise` gives them.
+
+        Returns:
+            Points of BN254's G1, x and y, 64 bytes big-endian each.
+
+        Raises:
+            ProofError: see :meth:`prove`; or this circuit's input is not committed to.
+        """
+        if self.settings.input_visibility != "committed" or len(self.inputs) != 1:
+            raise ProofError("this circuit does not commit to one input")
+        if any(len(vector) != self.inputs[0].size for vector in vectors):
+            raise EncodingError(f"a vector to commit to has not {self.inputs[0].size} values")
+        self._check(_VERIFIER_FILES)
+        request = {
+            "do": "commit",
+            "settings": str((self.path / "settings.json").absolute()),
+            "vk": str((self.path / "vk").absolute()),
+            "srs": str(self.srs.path.absolute()),
+            "vectors": [[int(value) for value in vector] for vector in vectors],
+        }
+        answer = run_job(request, limits or self.limits)
+        return [bytes.fromhex(point) for point in answer["points"]]
 
     def verify(self, snark: Snark) -> str | None:
         """Why the SNARK does not hold under this circuit's keys; ``None`` when it does.
@@ -168,6 +209,7 @@ class Circuit:
             "do": "verify",
             "settings": str((self.path / "settings.json").absolute()),
             "vk": str((self.path / "vk").absolute()),
+            "id": self.id,
             "srs": self.srs.verifier.hex(),
             "proof": proof.hex(),
             "instances": [to_hex(value) for value in snark.instances],
@@ -358,7 +400,9 @@ def _build(home: Path, onnx: bytes, settings: CircuitSettings, srs: Srs, limits:
     shutil.rmtree(building, ignore_errors=True)  # of a builder that was killed
     building.mkdir(parents=True)
     try:
-        (building / "model.onnx").write_bytes(onnx)
+        (building / "model.onnx").write_bytes(
+            unshared(onnx) if settings.param_visibility == "fixed" else onnx
+        )
         request = {
             "do": "setup",
             "home": str(building.absolute()),

@@ -217,3 +217,43 @@ def with_batch(onnx: bytes, batch: int) -> bytes:
         raise EncodingError("the model has no symbolic first dimension to fix a batch in")
     del model.graph.value_info[:]  # shapes inside follow from the inputs
     return model.SerializeToString(deterministic=True)
+
+
+def unshared(onnx: bytes) -> bytes:
+    """The same model with a weight of its own for each place a float32 matrix is used in.
+
+    ezkl 23.0.5 lays a weight that is used twice out as a tensor and decomposes every value of it,
+    13 cells a value where none are needed. Its reader merges equal weights again, so the largest
+    value of a copy is one float32 step nearer zero, far below a circuit's precision.
+    """
+    import numpy as np
+    import onnx as library
+    from onnx import numpy_helper
+
+    model = library.ModelProto.FromString(onnx)
+    graph = model.graph
+    weights = {
+        tensor.name: tensor
+        for tensor in graph.initializer
+        if tensor.data_type == _FLOAT and prod(tensor.dims) > 1
+    }
+    kept = {item.name for item in (*graph.input, *graph.output)}
+    taken = kept | {tensor.name for tensor in graph.initializer}
+    taken |= {name for node in graph.node for name in node.output}
+    uses: dict[str, int] = {}
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if name not in weights or name in kept:
+                continue
+            uses[name] = uses.get(name, 0) + 1
+            if uses[name] == 1:
+                continue
+            values = np.array(numpy_helper.to_array(weights[name]), np.float32)
+            largest = int(np.abs(values).argmax())
+            for _ in range(uses[name] - 1):
+                values.flat[largest] = np.nextafter(values.flat[largest], np.float32(0))
+            fresh = next(n for i in range(1 << 20) if (n := f"{name}.{i}") not in taken)
+            taken.add(fresh)
+            graph.initializer.append(numpy_helper.from_array(values, fresh))
+            node.input[position] = fresh
+    return model.SerializeToString(deterministic=True)

@@ -16,7 +16,7 @@ __all__ = [
     "ParamVisibility",
 ]
 
-InputVisibility = Literal["public", "hashed", "private"]
+InputVisibility = Literal["public", "hashed", "committed", "private"]
 ParamVisibility = Literal["fixed", "hashed"]
 
 MIN_LOGROWS: Final = 6
@@ -35,8 +35,10 @@ class CircuitSettings:
 
     Attributes:
         input_visibility: ``public`` (the verifier sees the integers), ``hashed`` (it sees one
-            Poseidon hash an input tensor) or ``private`` (it sees nothing, and nothing ties the
-            input to anything). Outputs are always public.
+            Poseidon hash an input tensor), ``committed`` (it sees a KZG commitment, the head of the
+            proof: no rows of the circuit, where a hash takes 41 a value; for models of one input)
+            or ``private`` (it sees nothing, and nothing ties the input to anything). Outputs are
+            always public.
         param_visibility: ``fixed`` (weights are part of the verifying key) or ``hashed`` (the
             verifier sees one Poseidon hash of all of them).
         input_scale, param_scale: fixed-point bits of inputs and weights: value × 2^scale, rounded.
@@ -121,8 +123,9 @@ class CircuitSettings:
     def run_args(self) -> dict[str, Any]:
         """ezkl's ``PyRunArgs`` by field."""
         ranges = self.check_ranges or self.input_visibility == "private"
+        committed = self.input_visibility == "committed"
         return {
-            "input_visibility": self.input_visibility,
+            "input_visibility": "polycommit" if committed else self.input_visibility,
             "output_visibility": "public",
             "param_visibility": self.param_visibility,
             "input_scale": self.input_scale,

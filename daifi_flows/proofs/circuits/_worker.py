@@ -16,6 +16,7 @@ import os
 import resource
 import sys
 import tempfile
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import import_module
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 _FILE_BYTES = 8 << 30
+_FIELD = 0x30644E72E131A029B85045B68181585D2833E84879B9709143E1F593F0000001
 
 
 @contextmanager
@@ -105,6 +107,34 @@ def _setup(request: dict[str, Any]) -> dict[str, Any]:
     return {"settings": settings}
 
 
+def _trials(request: dict[str, Any]) -> dict[str, Any]:
+    """What the model ``onnx`` costs and computes under each of several settings, without keys.
+
+    A trial gives ``run_args``; its answer holds ezkl's ``settings``, and its ``outputs`` for each
+    of ``inputs`` when there are any, or the ``error`` that ezkl had with it.
+    """
+    import ezkl
+
+    _check(request["onnx"])
+    found: list[Any] = []
+    for run_args in request["trials"]:
+        try:
+            with _file() as path:
+                ezkl.gen_settings(request["onnx"], path, py_run_args=_run_args(run_args))
+                settings = canonical_settings(_load(path))
+            trial: dict[str, Any] = {"settings": settings}
+            if request["inputs"]:
+                with _file(json.dumps(settings).encode()) as path, _file() as circuit:
+                    ezkl.compile_circuit(request["onnx"], circuit, path)
+                    trial |= _witness({"circuit": circuit, "inputs": request["inputs"]})
+        except (MemoryError, OSError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            trial = {"error": f"{type(error).__name__}: {error}"[:300]}
+        found.append(trial)
+    return {"trials": found}
+
+
 def _witness(request: dict[str, Any]) -> dict[str, Any]:
     """The circuit's outputs for each of ``inputs``: ``[samples][outputs][values]`` as felts."""
     import ezkl
@@ -122,41 +152,73 @@ def _witness(request: dict[str, Any]) -> dict[str, Any]:
 def _prove(request: dict[str, Any]) -> dict[str, Any]:
     import ezkl
 
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
     home = Path(request["home"])
     circuit = str(home / "circuit.ezkl")
     with _file(_input(request["inputs"])) as data, _file() as witness, _file() as proof:
-        ezkl.gen_witness(data=data, model=circuit, output=witness, vk_path=None, srs_path=None)
+        keys = (str(home / "vk"), request["srs"]) if request["commit"] else (None, None)
+        ezkl.gen_witness(
+            data=data, model=circuit, output=witness, vk_path=keys[0], srs_path=keys[1]
+        )
         ezkl.prove(witness, circuit, str(home / "pk"), proof, request["srs"])
         snark = _load(proof)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    seconds = time.perf_counter() - started
     return {
         "proof": bytes(snark["proof"]).hex(),
         "instances": snark["instances"][0],
-        "peak_bytes": peak * (1 if sys.platform == "darwin" else 1024),
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "peak_bytes": _peak_bytes(),
     }
+
+
+def _commit(request: dict[str, Any]) -> dict[str, Any]:
+    """KZG commitments to ``vectors`` of integers: points as a proof spells them."""
+    import ezkl
+
+    points: list[str] = []
+    point: Any
+    for vector in request["vectors"]:
+        message = [(value % _FIELD).to_bytes(32, "little").hex() for value in vector]
+        (point,) = ezkl.kzg_commit(message, request["vk"], request["settings"], request["srs"])
+        points.append("".join(bytes.fromhex(each)[::-1].hex() for each in (point.x, point.y)))
+    return {"points": points}
 
 
 def _verify(request: dict[str, Any]) -> dict[str, Any]:
     """Accept ``proof``, and reject it when it also holds without its last 32 bytes.
 
     Halo2 stops reading where the proof ends, so that anything appended to it would pass: the last
-    32 bytes must be needed.
+    32 bytes must be needed. Proofs under one key have one length: once one has been found to need
+    its last bytes, others of that length are not asked again.
     """
     import ezkl
 
     proof, instances = bytes.fromhex(request["proof"]), request["instances"]
+    known = _lengths.get(request["id"])
+    if known is not None and len(proof) > known:
+        raise ValueError("the proof has bytes appended to it")
     for path in (request["settings"], request["vk"]):
         Path(path).stat()  # missing: trouble here, not an answer
     with _file(bytes.fromhex(request["srs"])) as srs:
         if not _holds(ezkl, proof, instances, request, srs):
             raise ValueError("the proof does not hold")
+        if known == len(proof):
+            return {}
         try:
             longer = _holds(ezkl, proof[:-32], instances, request, srs)
         except RuntimeError:
             longer = False
     if longer:
         raise ValueError("the proof has bytes appended to it")
+    _lengths[request["id"]] = len(proof)
     return {}
+
+
+_lengths: dict[str, int] = {}
+"""Length of a valid proof, by circuit."""
 
 
 def _holds(ezkl: Any, proof: bytes, instances: Any, request: dict[str, Any], srs: str) -> bool:
@@ -231,9 +293,22 @@ _JOBS = {
     "settings": _settings,
     "setup": _setup,
     "srs": _srs,
+    "trials": _trials,
+    "commit": _commit,
     "verify": _verify,
     "witness": _witness,
 }
+
+
+def _peak_bytes() -> int:
+    """Memory this process touched. ``ru_maxrss`` would include what its parent had touched before
+    it was started."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _limit(kind: int, wanted: int) -> None:
