@@ -50,7 +50,7 @@ class ToplocScheme:
     Against whom: as ``token-difr``, and sooner: where other weights choose nearly the same tokens,
     as int8 per channel does, the activations still differ in every chunk. Cost: 258 bytes for every
     32 tokens; building them takes the node 0.3 to 0.4 ms for 32 tokens, comparing takes the
-    verifier 0.2 to 0.3 ms beside the prefill (width 576 to 4096, one core).
+    verifier 0.1 to 0.3 ms beside the prefill (width 576 to 4096, one core).
 
     Does not prove: what ``token-difr`` does not. A node that wrote with quantised weights can still
     prefill its answer with the right ones, which costs it less than generating, and fingerprint

@@ -26,11 +26,13 @@ async def reason(
     model: str | None = None,
     engine: str | None = None,
     max_tokens: int | None = None,
+    scheme: str = DEFAULT_SCHEME["reason"],
 ) -> ComputeNFT:
     """Answer a question from context with a language model, citing passage ids.
 
     Proof ``token-difr``: the committee prefills the claimed tokens once and measures how far each
-    lies under the best one. ``.output`` is an :class:`Answer`: text, with what was trimmed.
+    lies under the best one; ``toploc`` compares the activations too. ``.output`` is an
+    :class:`Answer`: text, with what was trimmed.
 
     Args:
         question: text, or a cNFT whose output is text.
@@ -38,11 +40,12 @@ async def reason(
         model: a known name, a local folder or GGUF file, or a hub id; by default the settings'.
         engine: ``transformers`` or ``vllm``; by default the settings'.
         max_tokens: longest answer, in tokens; by default the settings'.
+        scheme: proof scheme, ``token-difr`` or ``toploc``.
 
     Raises:
         ModelError, EngineError: unknown or not at hand.
-        ConfigError: the question is empty, there is no context, or the budget does not fit.
-            Nothing was spent.
+        ConfigError: the question is empty, there is no context, the budget does not fit, or the
+            engine cannot give that proof. Nothing was spent.
     """
     (query, given), parents = unwrap((question, context))
     query, passages = check_question(query), as_passages(given)
@@ -68,7 +71,7 @@ async def reason(
                 }
             ),
             salt_key=step.key.salt_key,
-            scheme=DEFAULT_SCHEME["reason"],
+            scheme=scheme,
             sampling=Sampling(
                 temperature_ppm=settings.temperature_ppm,
                 seed=settings.seed,

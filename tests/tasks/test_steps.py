@@ -61,6 +61,11 @@ async def test_three_steps_chain_and_return_typed_values(fabric: Any, corpus: Pa
     assert [request.scheme for request in fabric.requests] == ["digest", "token-difr", "zk"]
 
 
+async def test_an_answer_is_proven_as_asked(fabric: Any) -> None:
+    await reason("Who pays?", "Cheats pay.", scheme="toploc")
+    assert [request.scheme for request in fabric.requests] == ["toploc"]
+
+
 async def test_retrieve_sends_the_corpus_by_its_content_id(fabric: Any, corpus: Path) -> None:
     await retrieve("Who pays?", str(corpus), k=1)
     request = fabric.requests[0]
