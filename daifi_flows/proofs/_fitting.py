@@ -52,8 +52,10 @@ def join(many: Sequence[Choices]) -> Choices:
     """Several answers of one node as one: evidence over them all."""
     return Choices(
         np.concatenate([each.gaps for each in many]),
+        np.concatenate([each.noise for each in many]),
         np.concatenate([each.levels for each in many]),
         np.concatenate([each.edges for each in many]),
+        np.concatenate([each.places for each in many]),
         np.concatenate([each.claimed for each in many]),
         np.concatenate([each.claimed_levels for each in many]),
         np.concatenate([each.margins for each in many]),

@@ -29,7 +29,17 @@ from daifi_flows.cnft import PPM, Sampling
 from daifi_flows.proofs.calibration import Rounding
 from daifi_flows.proofs.sampling import contenders, cutoff, gumbel, sample
 
-__all__ = ["HONEST_CUTS", "REACH", "SCALES", "Choices", "Floats", "choices", "fit", "likelihoods"]
+__all__ = [
+    "HONEST_CUTS",
+    "REACH",
+    "SCALES",
+    "Choices",
+    "Floats",
+    "choices",
+    "fit",
+    "likelihoods",
+    "warmer",
+]
 
 
 Floats = NDArray[np.float64]
@@ -56,8 +66,10 @@ class Choices:
     Attributes:
         gaps: below the best score of its row, in logits, ``[n, MOST]``, ascending; ``inf`` where a
             row has fewer tokens.
+        noise: the Gumbel noise in their scores, ``[n, MOST]``; 0 at temperature 0.
         levels: the first of :data:`CUTS` that keeps the token, ``[n, MOST]``.
         edges: where the bins of all other tokens begin, in logits, ``[n]``.
+        places: column of the claimed token, ``[n]``; −1 when it is in a bin.
         claimed: gap of the claimed token, its bin's edge when it is in a bin, ``[n]``.
         claimed_levels: as ``levels``, 0 in a bin; ``len(CUTS)`` when every cut leaves it out.
         margins: how far the claimed token's score lies under the best one that is not cut, by the
@@ -66,8 +78,10 @@ class Choices:
     """
 
     gaps: Floats
+    noise: Floats
     levels: NDArray[np.int8]
     edges: Floats
+    places: NDArray[np.intp]
     claimed: Floats
     claimed_levels: NDArray[np.int8]
     margins: Floats
@@ -92,8 +106,10 @@ def choices(
         return None
     found = Choices(
         np.full((count, MOST), np.inf),
+        np.zeros((count, MOST)),
         np.zeros((count, MOST), np.int8),
         np.full(count, REACH),
+        np.full(count, -1, np.intp),
         np.full(count, np.inf),
         np.zeros(count, np.int8),
         np.full(count, np.inf),
@@ -120,6 +136,8 @@ def _fill(
     size = len(ids)
     found.gaps[row, :size] = gaps
     found.levels[row, :size] = levels
+    if heat:
+        found.noise[row, :size] = scores - logits[ids] / heat
     if size == MOST:
         found.edges[row] = gaps[-1]
     uncut = np.flatnonzero(levels <= CUTS.index(0.0))
@@ -129,6 +147,7 @@ def _fill(
         return True
     place = np.flatnonzero(ids == token)
     if len(place):
+        found.places[row] = place[0]
         gap, level = float(gaps[place[0]]), int(levels[place[0]])
         found.claimed[row] = gap
     else:
@@ -162,8 +181,9 @@ def likelihoods(found: Choices, scales: Sequence[float], cuts: Sequence[float]) 
         cuts: weights of :data:`CUTS` and, last, of tokens that every one of them leaves out; they
             sum to 1 and play no role where nothing is cut.
     """
+    binned = found.places < 0
     if not found.levels.any() and not found.claimed_levels.any():
-        return _among(found.gaps, found.edges, found.claimed, scales)
+        return _among(found.gaps, found.edges, found.claimed, binned, scales)
     result = np.zeros((len(found), len(scales)))
     for level, weight in enumerate(cuts[:_OUTSIDE]):
         gaps = np.where(found.levels <= level, found.gaps, np.inf)
@@ -171,27 +191,43 @@ def likelihoods(found: Choices, scales: Sequence[float], cuts: Sequence[float]) 
         nearest = np.where(np.isfinite(nearest), nearest, found.edges)  # all are in the bins
         edges = np.maximum(found.edges - nearest, 0.0)
         claimed = np.maximum(found.claimed - nearest, 0.0)
-        part = _among(gaps - nearest[:, None], edges, claimed, scales)
+        part = _among(gaps - nearest[:, None], edges, claimed, binned, scales)
         result += np.where((found.claimed_levels <= level)[:, None], weight * part, 0.0)
     outside = found.claimed_levels == _OUTSIDE
     if outside.any():
         empty = np.full((int(outside.sum()), 1), np.inf)
-        part = _among(empty, np.zeros(len(empty)), found.claimed[outside], scales)
+        part = _among(empty, np.zeros(len(empty)), found.claimed[outside], binned[outside], scales)
         result[outside] = cuts[_OUTSIDE] * part
     return result
 
 
-def _among(gaps: Floats, edges: Floats, claimed: Floats, scales: Sequence[float]) -> Floats:
+def warmer(found: Choices, degrees: float, scales: Sequence[float]) -> Floats:
+    """:func:`likelihoods` for a node that adds its noise at a temperature higher by ``degrees``,
+    and cuts where the bins begin."""
+    scores = degrees * found.noise - found.gaps
+    gaps = scores.max(1, keepdims=True) - scores
+    binned = found.places < 0
+    moved = np.take_along_axis(gaps, np.maximum(found.places, 0)[:, None], 1)[:, 0]
+    return _among(gaps, found.edges, np.where(binned, found.claimed, moved), binned, scales)
+
+
+def _among(
+    gaps: Floats,
+    edges: Floats,
+    claimed: Floats,
+    binned: NDArray[np.bool_],
+    scales: Sequence[float],
+) -> Floats:
     """:func:`likelihoods` where nothing is cut: ``exp(−½(gap/s)²)``, in the bins falling by
     ``exp(−1/s)`` from one to the next, over the sum of all."""
     result = np.empty((len(gaps), len(scales)))
     squares = -0.5 * gaps * gaps
-    inner = np.minimum(claimed, edges)
+    square = -0.5 * np.square(np.where(binned, edges, claimed))
+    beyond = np.where(binned, claimed - edges, 0.0)
     for column, scale in enumerate(scales):
         total = np.exp(squares / scale**2).sum(1)
         total += np.exp(-0.5 * (edges / scale) ** 2) / -np.expm1(-1.0 / scale)
-        log_claimed = -0.5 * (inner / scale) ** 2 - (claimed - inner) / scale
-        result[:, column] = np.exp(log_claimed) / total
+        result[:, column] = np.exp(square / scale**2 - beyond / scale) / total
     return result
 
 

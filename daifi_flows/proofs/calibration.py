@@ -6,6 +6,7 @@ package under ``proofs/data/calibrations``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from functools import lru_cache
@@ -157,7 +158,8 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
         draft.write_bytes(calibration.encode())
         draft.replace(path)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink()
         raise ModelError(f"calibration file {path} cannot be written: {error}") from error
 
 

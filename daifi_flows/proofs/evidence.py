@@ -2,8 +2,9 @@
 
 Under the honest hypothesis the tokens follow the calibrated likelihood ``P`` of
 :mod:`~daifi_flows.proofs._rounding`. An alternative ``(s, ε)`` says that a share ``ε`` of the
-tokens follows ``Q_s``, the same law at a larger scale ``s`` (other weights, seed, prompt,
-temperature, an edit), and the rest ``P``. The evidence is the e-value
+tokens follows ``Q_s``, the same law at a larger scale ``s`` (other weights, seed, prompt, an edit),
+and the rest ``P``; a few more say that all follow it at another temperature. The evidence is the
+e-value
 
     E = Σ_k w_k Π_t ((1 − ε_k) + ε_k·Q_{s_k}(v_t)/P(v_t)),
 
@@ -31,6 +32,7 @@ from daifi_flows.proofs._rounding import (
     Floats,
     choices,
     likelihoods,
+    warmer,
 )
 from daifi_flows.proofs._scheme import Outcome
 from daifi_flows.proofs.calibration import Calibration, Rounding
@@ -51,12 +53,13 @@ FACTORS: Final = (1.5, 2.0, 3.0, 4.5, 8.0, 16.0, 32.0, 64.0)
 """How much larger the scales of the alternatives are than the honest ones."""
 SHARES: Final = (1.0, 0.1, 0.01)
 """Shares of the alternatives: all tokens, a passage, a word."""
+DEGREES: Final = (-0.2, -0.1, -0.05, 0.05, 0.1, 0.2)
+"""Alternatives that add the noise at a temperature off by so much, in all tokens."""
 _PRIOR: Final = np.concatenate(
-    [0.5 * 2.0 ** -np.arange(1, 9), np.full(8, 0.25 / 8), np.full(8, 0.25 / 8)]
+    [0.4 * 2.0 ** -np.arange(1, 9), np.full(16, 0.4 / 16), np.full(len(DEGREES), 0.2 / 6)]
 )
-"""Weights of the alternatives, share by share; their sum is just under 1. Half lies on cheats in
-every token, most of that on the smallest scales, which need it: large ones show in a few tokens
-anyway."""
+"""Weights of the alternatives, share by share, then degrees; their sum is just under 1. Much lies
+on cheats in every token at the smallest scales, which need it: large ones show in a few tokens."""
 
 STRAY: Final = 1e-6
 STRAY_SCALE: Final = 0.7
@@ -123,6 +126,10 @@ def log_evidence(found: Choices, rounding: Rounding) -> float:
     honest = _honest(found, rounding)
     ratios = _others(found, rounding) / honest[:, None]  # [tokens, factors]
     terms = [np.log(np.maximum(1 - share + share * ratios, 1e-300)).sum(0) for share in SHARES]
+    weights = np.array(rounding.weights)
+    for degrees in DEGREES:  # at temperature 0 these are honesty itself
+        other = warmer(found, degrees, rounding.scales) @ weights
+        terms.append(np.log(np.maximum(other / honest, 1e-300)).sum(keepdims=True))
     flat = np.concatenate(terms)
     top = float(flat.max())
     return top + float(np.log(np.exp(flat - top) @ _PRIOR))

@@ -81,6 +81,13 @@ def test_another_sampler_is_invalid(change: dict[str, Any]) -> None:
     assert decide(found, ROUNDING).outcome is Outcome.INVALID
 
 
+def test_a_temperature_a_little_off_is_found_sooner_than_noise_of_its_size() -> None:
+    hotter = WARM.model_copy(update={"temperature_ppm": 800_000})
+    for state in range(5):
+        found = answer(0.01, 100, state, WARM, hotter)
+        assert decide(found, ROUNDING).outcome is Outcome.INVALID
+
+
 def test_evidence_has_expectation_of_at_most_one_under_honesty() -> None:
     """Tokens drawn from the honest law itself, five positions with near ties: the mean of E."""
     random = np.random.default_rng(3)

@@ -15,6 +15,7 @@ from daifi_flows.proofs._rounding import (
     choices,
     fit,
     likelihoods,
+    warmer,
 )
 from daifi_flows.proofs.calibration import Rounding
 from daifi_flows.proofs.sampling import contenders, gumbel, sample
@@ -87,7 +88,7 @@ def test_likelihoods_sum_to_one_over_all_outcomes(
 ) -> None:
     """Tokens one by one, and each bin once: that is what makes E an e-value."""
     row = (np.random.default_rng(width).normal(size=width) * 2).astype(np.float32)
-    total = 0.0
+    total, warm = 0.0, 0.0
     bins: set[tuple[float, int]] = set()
     heat = sampling.temperature_ppm / 1e6 or 1.0
     near, _ = contenders(row, sampling, 0, most=MOST, reach=REACH / heat, slack=CUTS[-1])
@@ -100,7 +101,10 @@ def test_likelihoods_sum_to_one_over_all_outcomes(
                 continue
             bins.add(key)
         total += float(likelihoods(one, [scale], HONEST_CUTS)[0, 0])
+        if one.claimed_levels[0] < len(CUTS):
+            warm += float(warmer(one, 0.3, [scale])[0, 0])
     assert total <= 1 + 1e-6
+    assert warm <= 1 + 1e-6
     if width <= MOST and sampling.top_k is None and sampling.top_p_ppm is None:
         assert total > 0.5  # the empty bins have the rest
 

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from daifi_flows.cnft import Content, Execution, Materials, Sampling, Usage
 from daifi_flows.proofs import Outcome, Prefill
+from daifi_flows.proofs.calibration import Calibration, read_calibration
 
 pytestmark = pytest.mark.slow
 
@@ -56,8 +58,13 @@ class Smol:
             kept = self.model(input_ids=ids, logits_to_keep=len(output)).logits
             return Prefill(kept[0].float().numpy())
 
-    def calibration(self, spec: Any) -> None:
-        return None
+    def calibration(self, spec: Any) -> Calibration | None:
+        return next(
+            found
+            for file in (files("daifi_flows") / "proofs/data/calibrations").iterdir()
+            for found in [read_calibration(Path(str(file)))]
+            if (found.model, found.precision) == ("smollm2-135m-instruct", "bf16")
+        )
 
     def generate(self, spec: Any, prompt: list[int]) -> list[int]:
         import torch
@@ -160,4 +167,4 @@ def test_honest_is_valid_and_cheats_are_not(
         )
         assert edited.verify(edited.prove()).outcome is Outcome.INVALID
         quantised = case_of(engines, kit, "int4", prompt, temperature, tmp_path)
-        assert quantised.verify(quantised.prove()).outcome is not Outcome.VALID
+        assert quantised.verify(quantised.prove()).outcome is Outcome.INVALID
