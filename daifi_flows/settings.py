@@ -43,6 +43,10 @@ class Settings(BaseSettings):
     """Prompt and answer together; longer context is trimmed, and the step says how."""
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 96
     temperature_ppm: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    top_k: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    """Above temperature 0, draw from this many most probable tokens; absent: from all."""
+    top_p_ppm: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Above temperature 0, draw from the fewest tokens of this probability; absent: from all."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     seats: Annotated[int, Field(ge=4, le=63)] = 21
     seat_hosts: Annotated[int, Field(ge=1, le=63)] = 1

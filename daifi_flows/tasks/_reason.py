@@ -76,6 +76,8 @@ async def reason(
                 temperature_ppm=settings.temperature_ppm,
                 seed=settings.seed,
                 max_tokens=budget,
+                top_k=settings.top_k,
+                top_p_ppm=settings.top_p_ppm,
             ),
             parents=parents,
             decode=partial(Answer.decode, question=query, given=passages),
