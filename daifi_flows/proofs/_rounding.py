@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from daifi_flows.cnft import PPM, Sampling
 from daifi_flows.proofs.calibration import Rounding
-from daifi_flows.proofs.sampling import contenders, cutoff, gumbel, sample
+from daifi_flows.proofs.sampling import contenders, cutoffs, gumbel, sample
 
 __all__ = [
     "HONEST_CUTS",
@@ -169,7 +169,7 @@ def _levels(
 ) -> NDArray[np.int8]:
     if sampling.temperature_ppm == 0 or (sampling.top_k is None and sampling.top_p_ppm is None):
         return np.zeros(len(ids), np.int8)
-    cuts = np.array([cutoff(logits, sampling, slack) for slack in CUTS])
+    cuts = np.array(cutoffs(logits, sampling, CUTS))
     return (logits[list(ids)][:, None] < cuts).sum(1).astype(np.int8)
 
 

@@ -18,6 +18,7 @@ precision only discards tokens that cannot win by far more than its error; the r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from daifi_flows.cnft import PPM, Sampling
 
-__all__ = ["contenders", "cutoff", "gumbel", "noised", "sample"]
+__all__ = ["contenders", "cutoff", "cutoffs", "gumbel", "noised", "sample"]
 
 _LANE_BITS: Final = 52
 """Bits of each 64-bit word that are used: ``(n + ½)/2⁵²`` is exact in float64 and never 0 or 1."""
@@ -80,46 +81,60 @@ def _nearly(words: NDArray[np.uint64]) -> NDArray[np.float32]:
     return noise
 
 
-def cutoff(logits: NDArray[np.float32], sampling: Sampling, slack: float = 0.0) -> float:
+def cutoff(logits: NDArray[np.float32], sampling: Sampling) -> float:
     """The lowest logit that takes part; ``−inf`` when all do.
 
     ``top_k`` keeps the k largest logits, then ``top_p_ppm`` the fewest of these whose probability
     ``softmax(logits / temperature)`` reaches it; at least one. Tokens that tie with the last one
     kept are kept too, so that the cut does not hang on an order among equals. Temperature 0 has no
     cut: the best token is never below one.
-
-    Args:
-        slack: how uncertain the logits are, in logits. A positive one gives a cut that no token an
-            engine keeps lies under when its logits differ by that much; a negative one, a cut that
-            keeps only tokens such an engine keeps.
     """
-    cut = -np.inf
+    return cutoffs(logits, sampling, (0.0,))[0]
+
+
+def cutoffs(
+    logits: NDArray[np.float32], sampling: Sampling, slacks: Sequence[float]
+) -> list[float]:
+    """:func:`cutoff` where the logits are uncertain by each of ``slacks``, in logits.
+
+    A positive slack gives a cut that no token lies under which an engine keeps whose logits differ
+    by up to half as much; a negative one, a cut that keeps only tokens such an engine keeps.
+    """
     if sampling.temperature_ppm == 0:
-        return cut
+        return [-np.inf] * len(slacks)
+    cut = -np.inf
     if sampling.top_k is not None and sampling.top_k < len(logits):
         cut = float(np.partition(logits, -sampling.top_k)[-sampling.top_k])
-    if sampling.top_p_ppm is not None and sampling.top_p_ppm < PPM:
-        share = sampling.top_p_ppm / PPM
-        shift = np.clip(slack * PPM / sampling.temperature_ppm, -300, 300)  # of the log-odds
-        against = (1 - share) / share * float(np.exp(-shift))
-        cut = max(cut, _nucleus(logits, sampling, cut, 1 / (1 + against)))
-    return cut - slack
+    if sampling.top_p_ppm is None or sampling.top_p_ppm == PPM:
+        return [cut - slack for slack in slacks]
+    odds = (PPM - sampling.top_p_ppm) / sampling.top_p_ppm
+    shifts = np.clip(np.array(slacks) * (PPM / sampling.temperature_ppm), -300, 300)
+    ends = _nucleus(logits, sampling.temperature_ppm, cut, 1 / (1 + odds * np.exp(-shifts)))
+    return [max(cut, end) - slack for end, slack in zip(ends, slacks, strict=True)]
 
 
-def _nucleus(logits: NDArray[np.float32], sampling: Sampling, cut: float, share: float) -> float:
+def _nucleus(
+    logits: NDArray[np.float32], temperature_ppm: int, cut: float, shares: NDArray[np.float64]
+) -> list[float]:
+    """The smallest logit of the fewest tokens at or above ``cut`` that have each share."""
     inside = logits[logits >= cut] if np.isfinite(cut) else logits
-    scaled = (inside - inside.max()).astype(np.float64) * (PPM / sampling.temperature_ppm)
-    wanted = share * np.exp(scaled).sum()
+    top = float(inside.max())
+
+    def weights(values: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.exp((values.astype(np.float64) - top) * (PPM / temperature_ppm))
+
+    wanted = shares * weights(inside).sum()
+    values, reached = inside[:0], np.empty(0)
     for count in (_FIRST, len(inside)):
-        if count >= len(inside):
-            order = np.argsort(-inside, kind="stable")
+        if count < len(inside):
+            values = np.sort(np.partition(inside, -count)[-count:])[::-1]
         else:
-            part = np.argpartition(inside, -count)[-count:]
-            order = part[np.argsort(-inside[part], kind="stable")]
-        reached = np.exp(scaled[order]).cumsum() >= wanted
-        if reached.any():
-            return float(inside[order[int(reached.argmax())]])
-    return float(inside.min())
+            values = np.sort(inside)[::-1]
+        reached = weights(values).cumsum()
+        if reached[-1] >= wanted.max():
+            break
+    last = np.minimum(np.searchsorted(reached, wanted), len(values) - 1)
+    return [float(value) for value in values[last]]
 
 
 def contenders(
@@ -139,7 +154,7 @@ def contenders(
         logits: ``[vocabulary]``.
         most: how many tokens at most; the best are kept.
         reach: how far below the best score, in its unit.
-        slack: see :func:`cutoff`.
+        slack: see :func:`cutoffs`.
 
     Returns:
         Token ids, ascending, and their scores. Nothing when no score is finite or one is NaN.
@@ -152,7 +167,7 @@ def contenders(
         words = _words(sampling.seed, position, len(logits))
         fast = logits / _temperature(sampling)
         fast += _nearly(words)
-        cut = cutoff(logits, sampling, slack)
+        cut = cutoffs(logits, sampling, (slack,))[0]
         if cut > -np.inf:
             fast[logits < cut] = -np.inf
     best = float(fast.max())

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from daifi_flows.cnft import Sampling
 from daifi_flows.errors import EncodingError
-from daifi_flows.proofs.sampling import contenders, cutoff, gumbel, noised, sample
+from daifi_flows.proofs.sampling import contenders, cutoff, cutoffs, gumbel, noised, sample
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,9 @@ def test_the_cut_is_bracketed_under_noise(state: int, sampling: Sampling, slack:
     logits = (random.normal(size=300) * 3).astype(np.float32)
     moved = logits + random.uniform(-slack / 2, slack / 2, 300).astype(np.float32)
     kept = set(np.flatnonzero(moved >= cutoff(moved, sampling)))
-    assert kept <= set(np.flatnonzero(logits >= cutoff(logits, sampling, slack) - 1e-5))
-    assert set(np.flatnonzero(logits > cutoff(logits, sampling, -slack) + 1e-5)) <= kept
+    lower, upper = cutoffs(logits, sampling, (slack, -slack))
+    assert kept <= set(np.flatnonzero(logits >= lower - 1e-5))
+    assert set(np.flatnonzero(logits > upper + 1e-5)) <= kept
 
 
 @pytest.mark.parametrize("fill", [np.nan, np.inf, -np.inf])
