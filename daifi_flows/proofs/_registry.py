@@ -29,6 +29,7 @@ _BUILT_IN: Final[Mapping[str, str]] = {
     "token-difr": "daifi_flows.proofs.token_difr:TokenDifrScheme",
     "toploc": "daifi_flows.proofs.toploc:ToplocScheme",
     "zk": "daifi_flows.proofs.zk:ZkScheme",
+    "zk-slice": "daifi_flows.proofs.zk_slice:ZkSliceScheme",
 }
 
 DEFAULT_SCHEME: Final[Mapping[str, str]] = {

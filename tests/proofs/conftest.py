@@ -142,6 +142,8 @@ class TinyReference:
     def output_rows(
         self, spec: TaskSpec, tokens: Sequence[int]
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        if any(token >= self.vocabulary for token in tokens):
+            raise EncodingError("a token is not in the vocabulary")
         return self.model.lm_head.weight.detach()[list(tokens)].float().numpy()
 
     def calibration(self, spec: TaskSpec) -> Calibration | None:
@@ -358,3 +360,31 @@ def zk_case(zk_workdir: Path) -> Case:
 @pytest.fixture(scope="session")
 def zk_proof(zk_case: Case) -> Proof:
     return zk_case.prove()
+
+
+@pytest.fixture(scope="session")
+def slice_case(
+    llm_case: Callable[..., Case], honest: TinyReference, zk_workdir: Path
+) -> Callable[..., Case]:
+    """The case of ``llm_case`` with the evidence that ``zk-slice`` needs."""
+    from functools import cache
+
+    from daifi_flows.proofs.zk_slice import OutputLayer
+
+    @cache
+    def make(node: TinyReference | None = None, **sampling: Any) -> Case:
+        case, engine = llm_case(node, **sampling), node or honest
+        evidence = case.execution.evidence
+        shown = engine.prefill(case.spec, evidence["prompt_tokens"], evidence["output_tokens"])
+        layer = OutputLayer(engine.vocabulary, lambda tokens: engine.output_rows(case.spec, tokens))
+        return replace(
+            case,
+            spec=case.spec.model_copy(update={"scheme": "zk-slice"}),
+            execution=replace(
+                case.execution,
+                evidence={**evidence, "activations": shown.hidden, "output_layer": layer},
+            ),
+            workdir=zk_workdir,
+        )
+
+    return make

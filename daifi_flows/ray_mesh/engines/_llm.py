@@ -20,6 +20,7 @@ from daifi_flows.encoding import canonical_json
 from daifi_flows.errors import EncodingError, EngineError, ModelError
 from daifi_flows.proofs import Prefill
 from daifi_flows.proofs.sampling import sample
+from daifi_flows.proofs.zk_slice import OutputLayer
 from daifi_flows.ray_mesh._models import LocalModel
 from daifi_flows.ray_mesh.engines import DEFAULT_THREADS
 from daifi_flows.ray_mesh.engines._engine import Control
@@ -311,6 +312,10 @@ class CausalLm:
         self._check_tokens(tokens)
         layer = self._weights.get_output_embeddings()
         return layer.weight.detach()[list(tokens)].float().cpu().numpy()
+
+    def output_layer(self) -> OutputLayer:
+        """The output layer, for ``zk-slice``."""
+        return OutputLayer(self._vocabulary, self.output_rows)
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         if not all(0 <= token < self._vocabulary for token in tokens):

@@ -27,8 +27,9 @@ class TransformersEngine:
     Input: ``{"question", "passages": [{"id", "text"}], "system"?, "context_tokens"}`` or
     ``{"messages": [{"role", "content"}], "context_tokens"}``. Output: ``{"text", "finish",
     "prompt_tokens", "dropped_passages", "question_tokens_dropped"}``. Evidence: the
-    ``prompt_tokens`` and ``output_tokens`` (end token included) that ``token-difr`` needs, and the
-    ``activations`` (float32 ``[output, width]``) that ``toploc`` needs besides.
+    ``prompt_tokens`` and ``output_tokens`` (end token included) that ``token-difr`` needs, the
+    ``activations`` (float32 ``[output, width]``) that ``toploc`` needs besides, and the
+    ``output_layer`` for ``zk-slice``.
 
     Precision is ``bf16`` unless the model reference says otherwise: measured alone on a 2-core CPU
     with AVX512-BF16 and two threads, SmolLM2-135M reads 700 tokens in 0.4 s and writes 32 tokens/s,
@@ -44,7 +45,7 @@ class TransformersEngine:
 
     name: ClassVar[str] = "transformers"
     evidence: ClassVar[frozenset[str]] = frozenset(
-        {"prompt_tokens", "output_tokens", "activations"}
+        {"prompt_tokens", "output_tokens", "activations", "output_layer"}
     )
 
     def __init__(
@@ -79,6 +80,7 @@ class TransformersEngine:
         evidence: dict[str, Any] = {"prompt_tokens": prompt.tokens, "output_tokens": answer.tokens}
         if answer.activations is not None:
             evidence["activations"] = answer.activations
+            evidence["output_layer"] = llm.output_layer()
         return Execution(
             output=render(parsed, prompt, answer.tokens, llm.tokenizer),
             usage=llm_usage(llm.parameters, len(prompt.tokens), len(answer.tokens), elapsed),
