@@ -1,8 +1,6 @@
 """``zk`` with the real ezkl: the demo's policy, its cheats, its cache, and hostile payloads."""
 
 import os
-import shutil
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +13,17 @@ from hypothesis import strategies as st
 from daifi_flows.cnft import Content, Materials
 from daifi_flows.encoding import canonical, cid_of, decode_canonical
 from daifi_flows.errors import EncodingError, ModelError, ProofError
-from daifi_flows.proofs import Outcome, _circuit
+from daifi_flows.proofs import Outcome
 from daifi_flows.proofs._policy import (
+    SCALE_BITS,
     quantise_input,
     quantise_weights,
     read_policy,
     scores,
     write_policy,
 )
+from daifi_flows.proofs._zk_policy import policy_circuit
+from daifi_flows.proofs.circuits import find_srs
 
 FUZZ = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -216,47 +217,24 @@ def test_the_circuit_is_that_of_the_weights(zk_case: Any, zk_workdir: Path) -> N
     weights = quantise_weights(read_policy(zk_case.execution.evidence["onnx"]))
     other = weights.copy()
     other[0, 0] += 1
-    vector = [int(item) for item in quantise_input(zk_case.execution.evidence["input"])]
-    mine, theirs = (_circuit.circuit_for(item, zk_workdir) for item in (weights, other))
+    vector = quantise_input(zk_case.execution.evidence["input"])
+    mine, theirs = (policy_circuit(item, zk_workdir) for item in (weights, other))
     assert mine.path != theirs.path
     assert (mine.path / "vk").read_bytes() != (theirs.path / "vk").read_bytes()
-    proof, outputs = _circuit.prove(theirs, vector)
-    assert outputs == scores(np.array(vector), other)
-    assert _circuit.verify(theirs, proof, [*vector, *outputs]) is None
-    assert _circuit.verify(mine, proof, [*vector, *outputs]) is not None
+    snark = theirs.prove([vector * 2.0**-SCALE_BITS])
+    assert theirs.read(snark.instances).outputs == {"scores": scores(vector, other)}
+    assert theirs.verify(snark) is None
+    assert mine.verify(snark) is not None
 
 
-def test_concurrent_builders_share_one_circuit(tmp_path: Path, zk_case: Any) -> None:
-    weights = quantise_weights(read_policy(zk_case.execution.evidence["onnx"]))
-    found: list[Path] = []
-
-    def build() -> None:
-        found.append(_circuit.circuit_for(weights, tmp_path).path)
-
-    threads = [threading.Thread(target=build) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4
-    assert len(set(found)) == 1
-    assert [path.name for path in (tmp_path / "zk").iterdir()] == [found[0].name]
-
-
-def test_builders_in_several_processes_do_not_trip_over_each_other(
-    tmp_path: Path, zk_case: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_policy_is_small_and_its_settings_are_within_the_shipped_srs(
+    zk_case: Any, zk_proof: Any, zk_workdir: Path
 ) -> None:
-    """The other process finishes between this one's look and its rename."""
     weights = quantise_weights(read_policy(zk_case.execution.evidence["onnx"]))
-    first = _circuit.circuit_for(weights, tmp_path / "a").path
-    looks = iter([False, True])
-    monkeypatch.setattr(_circuit, "_intact", lambda _: next(looks))
-    target = tmp_path / "b" / "zk" / first.name
-    shutil.copytree(first, target)
-    inode = (target / "vk").stat().st_ino
-    assert _circuit.circuit_for(weights, tmp_path / "b").path == target
-    assert (target / "vk").stat().st_ino == inode
-    assert [path.name for path in target.parent.iterdir()] == [first.name]
+    circuit = policy_circuit(weights, zk_workdir)
+    assert (circuit.srs.logrows, circuit.srs.path.stat().st_size) == (10, 131_332)
+    assert "untrusted" in circuit.srs.origin
+    assert (circuit.path / "pk").stat().st_size < 8 << 20
 
 
 @pytest.mark.parametrize("file", ["vk", "pk", "settings.json", "circuit.ezkl", "sha256.json"])
@@ -264,43 +242,16 @@ def test_a_damaged_cache_is_built_again(
     zk_case: Any, zk_proof: Any, tmp_path: Path, file: str
 ) -> None:
     weights = quantise_weights(read_policy(zk_case.execution.evidence["onnx"]))
-    home = _circuit.circuit_for(weights, tmp_path).path
+    home = policy_circuit(weights, tmp_path).path
     (home / file).write_bytes(b"\0" * 10)
     assert zk_case.verify(zk_proof, workdir=tmp_path).outcome is Outcome.VALID
 
 
-def test_an_operators_srs_is_used_and_a_damaged_one_is_refused(
-    tmp_path: Path, zk_case: Any, zk_proof: Any
-) -> None:
-    srs = _circuit.prepare(tmp_path)
+def test_a_damaged_srs_accuses_nobody(tmp_path: Path, zk_case: Any, zk_proof: Any) -> None:
+    srs = find_srs(10, tmp_path)
     assert srs.cid == cid_of(srs.path.read_bytes())
-    data = bytearray(srs.path.read_bytes())
-    srs.path.write_bytes(data[:-1])
-    with pytest.raises(ProofError, match="SRS"):
-        _circuit.prepare(tmp_path)
+    srs.path.write_bytes(srs.path.read_bytes()[:-1])
     assert zk_case.verify(zk_proof, workdir=tmp_path).outcome is Outcome.CANNOT_TELL
-
-
-def test_a_worker_that_dies_or_hangs_accuses_nobody(
-    zk_case: Any, zk_proof: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_circuit, "_VERIFY_SECONDS", 0.001)
-    verdict = zk_case.verify(zk_proof)
-    assert verdict.outcome is Outcome.CANNOT_TELL
-    assert "longer than" in verdict.reason
-    monkeypatch.undo()
-    monkeypatch.setattr(_circuit.sys, "executable", shutil.which("false") or "/bin/false")
-    assert "died" in zk_case.verify(zk_proof).reason
-    with pytest.raises(ProofError, match="died"):
-        zk_case.prove()
-
-
-def test_a_panic_of_the_prover_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too few rows for the circuit: ezkl panics or fails, in its own process."""
-    monkeypatch.setattr(_circuit, "RUN_ARGS", dict(_circuit.RUN_ARGS) | {"logrows": 3})
-    with pytest.raises(ProofError, match="ezkl cannot setup"):
-        _circuit.circuit_for(np.ones((384, 2), np.int64), tmp_path)
-    assert not [path for path in (tmp_path / "zk").iterdir() if path.is_dir()]
 
 
 def test_policy_files_round_trip() -> None:

@@ -23,11 +23,12 @@ from daifi_flows.proofs.circuits._onnx import (
     onnx_digest,
     read_onnx,
     with_batch,
+    without_weights,
 )
 from daifi_flows.proofs.circuits._process import WorkerError
 from daifi_flows.proofs.circuits._settings import CircuitSettings, Limits
 from daifi_flows.proofs.circuits._srs import Srs, adopt_srs, find_srs
-from daifi_flows.proofs.circuits._tuner import Tuned, float_outputs, tune
+from daifi_flows.proofs.circuits._tuner import Tuned, fit, float_outputs, tune
 
 __all__ = [
     "FIELD",
@@ -48,6 +49,7 @@ __all__ = [
     "compile_circuit",
     "dequantise",
     "find_srs",
+    "fit",
     "float_outputs",
     "onnx_digest",
     "poseidon",
@@ -55,4 +57,5 @@ __all__ = [
     "read_onnx",
     "tune",
     "with_batch",
+    "without_weights",
 ]

@@ -334,6 +334,21 @@ class Circuit:
             for outputs in answer["outputs"]
         ]
 
+    def weights_hash(self) -> bytes:
+        """Poseidon hash of all weights as this circuit quantises them: 32 bytes.
+
+        Raises:
+            ProofError: the weights of this circuit are not hashed, or see :meth:`prove`.
+        """
+        if self.settings.param_visibility != "hashed":
+            raise ProofError("the weights of this circuit are fixed, not hashed")
+        self._check(_FILES)
+        zeros = [[0.0] * tensor.size for tensor in self.inputs]
+        circuit = str((self.path / "circuit.ezkl").absolute())
+        answer = run_job({"do": "witness", "circuit": circuit, "inputs": [zeros]}, self.limits)
+        (element,) = answer["params"]
+        return bytes.fromhex(element)
+
     def _named(self, inputs: Sequence[ArrayLike]) -> dict[str, ArrayLike]:
         if len(inputs) != len(self.inputs):
             raise EncodingError(f"{len(inputs)} inputs are given; the model has {len(self.inputs)}")

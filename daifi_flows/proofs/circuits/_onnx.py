@@ -14,7 +14,16 @@ from daifi_flows.cnft import ModelFile, model_digest
 from daifi_flows.encoding import sha256
 from daifi_flows.errors import EncodingError
 
-__all__ = ["MODEL_FILE", "OnnxModel", "Tensor", "onnx_digest", "read_onnx", "with_batch"]
+__all__ = [
+    "MODEL_FILE",
+    "OnnxModel",
+    "Tensor",
+    "onnx_digest",
+    "read_onnx",
+    "unshared",
+    "with_batch",
+    "without_weights",
+]
 
 MODEL_FILE: Final = "model.onnx"
 """The path of a model of one ONNX file in its digest and manifest."""
@@ -256,4 +265,24 @@ def unshared(onnx: bytes) -> bytes:
             taken.add(fresh)
             graph.initializer.append(numpy_helper.from_array(values, fresh))
             node.input[position] = fresh
+    return model.SerializeToString(deterministic=True)
+
+
+def without_weights(onnx: bytes) -> bytes:
+    """The model with noise for its float32 weights: what a verifier needs of a model whose weights
+    are ``hashed``. Its circuit has the same keys (constants inside operators stay as they are).
+
+    Raises:
+        EncodingError: see :func:`read_onnx`.
+    """
+    import numpy as np
+    import onnx as library
+    from onnx import numpy_helper
+
+    model = library.ModelProto.FromString(read_onnx(onnx).data)
+    noise = np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == _FLOAT:
+            values = noise.uniform(0.25, 0.75, tuple(tensor.dims)).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     return model.SerializeToString(deterministic=True)

@@ -9,9 +9,11 @@ cost of a few hundred layouts from ezkl's own counts, and measures the best few.
 from __future__ import annotations
 
 import json
+import secrets
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
@@ -35,7 +37,7 @@ from daifi_flows.proofs.circuits._settings import (
     ParamVisibility,
 )
 
-__all__ = ["Tuned", "float_outputs", "tune"]
+__all__ = ["Tuned", "fit", "float_outputs", "tune"]
 
 _MAX_SAMPLES: Final = 32
 _MAX_SCALE: Final = 16
@@ -130,11 +132,56 @@ def tune(
             max_logrows,
             measure,
         )
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    temporary = cached.with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(tuned) | {"settings": tuned.settings.plain()}))
-    temporary.replace(cached)
+    _write(cached, asdict(tuned) | {"settings": tuned.settings.plain()})
     return tuned
+
+
+def fit(
+    onnx: bytes,
+    settings: CircuitSettings,
+    workdir: Path,
+    *,
+    bits: int = 40,
+    max_logrows: int = 17,
+    limits: Limits | None = None,
+) -> CircuitSettings:
+    """``settings`` with the columns, rows and range checks predicted to be fastest.
+
+    Nothing is measured, so two parties with one version of ezkl get the same from the same model.
+
+    Args:
+        settings: visibilities, scales, rebase multiplier and ``check_ranges`` are kept.
+        bits: what integers that are decomposed must hold, sign not counted.
+
+    Raises:
+        EncodingError: the model or the settings are not usable.
+        ProofError: no layout of it fits 2^max_logrows rows.
+    """
+    read_onnx(onnx)
+    key = {
+        "fit": settings.check().plain(),
+        "onnx": sha256(onnx),
+        "within": [bits, max_logrows],
+        "ezkl": version("ezkl"),
+    }
+    cached = workdir / "zk" / "tuned" / f"{cid_of(canonical(key), 'dag-cbor')}.json"
+    with suppress(OSError, DaifiError):
+        return CircuitSettings.parse(parse_json(cached.read_bytes()))
+    options = layouts(settings, bits, (settings.input_visibility,))
+    with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+        file.write(unshared(onnx) if settings.param_visibility == "fixed" else onnx)
+        file.flush()
+        trials = _run_trials(file.name, options, [], limits or Limits())
+    sized: list[tuple[Cost, CircuitSettings]] = []
+    for option, trial in zip(options, trials, strict=True):
+        if "error" not in trial:
+            sized += best_sizes(Analysis.of(trial["settings"]), option, max_logrows)
+    if not sized:
+        problem = next((trial["error"] for trial in trials if "error" in trial), "too many rows")
+        raise ProofError(f"no circuit of this model fits 2^{max_logrows} rows: {problem}")
+    best = min(sized, key=lambda item: item[0].seconds)[1]
+    _write(cached, best.plain())
+    return best
 
 
 def float_outputs(onnx: bytes, samples: Samples, limits: Limits) -> list[NDArray[np.float64]]:
@@ -330,15 +377,23 @@ class _Search:
     def _trials(
         self, settings: Sequence[CircuitSettings], *, with_outputs: bool = False
     ) -> list[dict[str, Any]]:
-        request = {
-            "do": "trials",
-            "onnx": str(self._path),
-            "trials": [item.run_args() for item in settings],
-            "inputs": [[flat.tolist() for flat in sample] for sample in self._samples]
-            if with_outputs
-            else [],
-        }
-        return run_job(request, self._limits)["trials"]
+        samples = self._samples if with_outputs else []
+        return _run_trials(str(self._path), settings, samples, self._limits)
+
+
+def _run_trials(
+    path: str,
+    settings: Sequence[CircuitSettings],
+    samples: Sequence[Sequence[NDArray[np.float64]]],
+    limits: Limits,
+) -> list[dict[str, Any]]:
+    request = {
+        "do": "trials",
+        "onnx": path,
+        "trials": [item.run_args() for item in settings],
+        "inputs": [[flat.tolist() for flat in sample] for sample in samples],
+    }
+    return run_job(request, limits)["trials"]
 
 
 def _diverse(
@@ -355,6 +410,13 @@ def _diverse(
 
 def _number(element: str) -> int:
     return signed(int.from_bytes(bytes.fromhex(element), "little"))
+
+
+def _write(cached: Path, value: Any) -> None:
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    temporary = cached.with_name(f".{cached.name}.{secrets.token_hex(4)}")
+    temporary.write_text(json.dumps(value))
+    temporary.replace(cached)
 
 
 def _read(cached: Path) -> Tuned | None:

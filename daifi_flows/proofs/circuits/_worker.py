@@ -140,13 +140,15 @@ def _witness(request: dict[str, Any]) -> dict[str, Any]:
     import ezkl
 
     found: list[Any] = []
+    answer: dict[str, Any] = {}
     for values in request["inputs"]:
         with _file(_input(values)) as data, _file() as witness:
             ezkl.gen_witness(
                 data=data, model=request["circuit"], output=witness, vk_path=None, srs_path=None
             )
-            found.append(_load(witness)["outputs"])
-    return {"outputs": found}
+            answer = _load(witness)
+            found.append(answer["outputs"])
+    return {"outputs": found, "params": (answer.get("processed_params") or {}).get("poseidon_hash")}
 
 
 def _prove(request: dict[str, Any]) -> dict[str, Any]:
