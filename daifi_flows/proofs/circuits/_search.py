@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Final
 
-from daifi_flows.proofs.circuits._settings import MIN_LOGROWS, CircuitSettings
+from daifi_flows.proofs.circuits._settings import CircuitSettings
 
 __all__ = ["Analysis", "Cost", "best_sizes", "decompositions", "layouts", "least", "predict"]
 
@@ -22,7 +22,6 @@ _FREIVALDS: Final = 5.5
 """The same for a block of the random projections."""
 _POSEIDON: Final = 4.0
 _FIXED_SECONDS: Final = 0.1
-_MAX_MODELLED_LOGROWS: Final = 18
 _COLUMNS: Final = (1, 2, 3, 4, 6, 8)
 
 
@@ -105,11 +104,11 @@ def predict(analysis: Analysis, num_inner_cols: int, logrows: int) -> Cost | Non
 
 
 def best_sizes(
-    analysis: Analysis, settings: CircuitSettings, max_logrows: int
+    analysis: Analysis, settings: CircuitSettings, sizes: Iterable[int]
 ) -> list[tuple[Cost, CircuitSettings]]:
-    """The settings at the two numbers of rows that are predicted to be fastest."""
+    """The settings at the two numbers of rows among 2^sizes that are predicted to be fastest."""
     found: list[tuple[Cost, CircuitSettings]] = []
-    for logrows in range(MIN_LOGROWS, min(max_logrows, _MAX_MODELLED_LOGROWS) + 1):
+    for logrows in sizes:
         cost = predict(analysis, settings.num_inner_cols, logrows)
         if cost is not None:
             found.append((cost, replace(settings, logrows=logrows)))

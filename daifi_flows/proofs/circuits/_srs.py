@@ -33,8 +33,10 @@ from daifi_flows.errors import DaifiError, EncodingError, ProofError
 from daifi_flows.proofs.circuits._process import run_job
 from daifi_flows.proofs.circuits._settings import MAX_LOGROWS, MIN_LOGROWS, Limits
 
-__all__ = ["Srs", "adopt_srs", "find_srs", "srs_bytes", "srs_file"]
+__all__ = ["SHIPPED_LOGROWS", "Srs", "adopt_srs", "find_srs", "srs_bytes", "srs_file"]
 
+SHIPPED_LOGROWS: Final = (10, 11, 12, 14)
+"""Sizes that every installation has the same file of: 14 holds a Poseidon hash of 384 values."""
 CEREMONY: Final = "public ceremony: perpetual powers of tau (han0110/halo2-kzg-srs)"
 LOCAL: Final = "generated locally by ezkl.gen_srs (untrusted setup)"
 

@@ -31,16 +31,19 @@ from daifi_flows.proofs.circuits._onnx import OnnxModel, read_onnx, unshared
 from daifi_flows.proofs.circuits._process import run_job
 from daifi_flows.proofs.circuits._search import Analysis, Cost, best_sizes, layouts, least
 from daifi_flows.proofs.circuits._settings import (
+    MIN_LOGROWS,
     CircuitSettings,
     InputVisibility,
     Limits,
     ParamVisibility,
 )
+from daifi_flows.proofs.circuits._srs import SHIPPED_LOGROWS
 
 __all__ = ["Tuned", "fit", "float_outputs", "tune"]
 
 _MAX_SAMPLES: Final = 32
 _MAX_SCALE: Final = 16
+_ALL_SIZES: Final = tuple(range(MIN_LOGROWS, 18))
 _NEVER: Final = 16
 """Rebase multiplier at which nothing is ever scaled back."""
 _WIDE: Final = (1 << 14, 8)
@@ -85,7 +88,7 @@ def tune(
     *,
     input_visibility: InputVisibility | None = "public",
     param_visibility: ParamVisibility = "fixed",
-    max_logrows: int = 17,
+    sizes: Sequence[int] = SHIPPED_LOGROWS,
     measure: int = 3,
     limits: Limits | None = None,
 ) -> Tuned:
@@ -96,6 +99,8 @@ def tune(
             later input that is four times as large may not be provable.
         max_error: bound on the absolute difference of every output value from ONNX Runtime's.
         input_visibility: ``None``: whichever of ``public`` and ``private`` proves faster.
+        sizes: numbers of rows to consider, as powers of two. By default those that every
+            installation has the same SRS for; others only when none of these fits.
         measure: how many of the layouts that promise most are proven and timed.
 
     Raises:
@@ -115,7 +120,7 @@ def tune(
         "inputs": sha256(canonical([np.concatenate(item).tobytes() for item in samples])),
         "visibility": f"{input_visibility} {param_visibility}",
         "bound": repr(float(max_error)),
-        "search": [max_logrows, measure],
+        "search": [*sizes, measure],
         "ezkl": version("ezkl"),
     }
     cached = workdir / "zk" / "tuned" / f"{cid_of(canonical(key), 'dag-cbor')}.json"
@@ -129,7 +134,7 @@ def tune(
             ("public", "private") if input_visibility is None else (input_visibility,),
             CircuitSettings(param_visibility=param_visibility),
             workdir,
-            max_logrows,
+            tuple(sizes),
             measure,
         )
     _write(cached, asdict(tuned) | {"settings": tuned.settings.plain()})
@@ -142,7 +147,6 @@ def fit(
     workdir: Path,
     *,
     bits: int = 40,
-    max_logrows: int = 17,
     limits: Limits | None = None,
 ) -> CircuitSettings:
     """``settings`` with the columns, rows and range checks predicted to be fastest.
@@ -155,13 +159,13 @@ def fit(
 
     Raises:
         EncodingError: the model or the settings are not usable.
-        ProofError: no layout of it fits 2^max_logrows rows.
+        ProofError: no layout of it fits 2^17 rows.
     """
     read_onnx(onnx)
     key = {
         "fit": settings.check().plain(),
         "onnx": sha256(onnx),
-        "within": [bits, max_logrows],
+        "within": [bits, *SHIPPED_LOGROWS],
         "ezkl": version("ezkl"),
     }
     cached = workdir / "zk" / "tuned" / f"{cid_of(canonical(key), 'dag-cbor')}.json"
@@ -172,16 +176,27 @@ def fit(
         file.write(unshared(onnx) if settings.param_visibility == "fixed" else onnx)
         file.flush()
         trials = _run_trials(file.name, options, [], limits or Limits())
-    sized: list[tuple[Cost, CircuitSettings]] = []
-    for option, trial in zip(options, trials, strict=True):
-        if "error" not in trial:
-            sized += best_sizes(Analysis.of(trial["settings"]), option, max_logrows)
+    sized = _sized(options, trials, SHIPPED_LOGROWS) or _sized(options, trials, _ALL_SIZES)
     if not sized:
         problem = next((trial["error"] for trial in trials if "error" in trial), "too many rows")
-        raise ProofError(f"no circuit of this model fits 2^{max_logrows} rows: {problem}")
+        raise ProofError(f"no circuit of this model fits 2^{_ALL_SIZES[-1]} rows: {problem}")
     best = min(sized, key=lambda item: item[0].seconds)[1]
     _write(cached, best.plain())
     return best
+
+
+def _sized(
+    options: Sequence[CircuitSettings], trials: Sequence[Mapping[str, Any]], sizes: Sequence[int]
+) -> list[tuple[Cost, CircuitSettings]]:
+    """Each option that ezkl can lay out, at its best sizes."""
+    found: list[tuple[Cost, CircuitSettings]] = []
+    for option, trial in zip(options, trials, strict=True):
+        if "error" not in trial:
+            analysis = Analysis.of(trial["settings"])
+            if option.freivalds and not analysis.freivalds:
+                continue  # the same circuit as without
+            found += best_sizes(analysis, option, sizes)
+    return found
 
 
 def float_outputs(onnx: bytes, samples: Samples, limits: Limits) -> list[NDArray[np.float64]]:
@@ -248,7 +263,7 @@ class _Search:
         visibilities: Sequence[InputVisibility],
         base: CircuitSettings,
         workdir: Path,
-        max_logrows: int,
+        sizes: Sequence[int],
         measure: int,
     ) -> Tuned:
         candidates: list[tuple[Cost, CircuitSettings, float]] = []
@@ -258,13 +273,9 @@ class _Search:
                 continue
             error = self._error(arithmetic)
             options = layouts(arithmetic, self._bits(arithmetic), visibilities)
-            for settings, trial in zip(options, self._trials(options), strict=True):
-                if "error" not in trial:
-                    analysis = Analysis.of(trial["settings"])
-                    if settings.freivalds and not analysis.freivalds:
-                        continue  # the same circuit as without
-                    sizes = best_sizes(analysis, settings, max_logrows)
-                    candidates += [(cost, sized, error) for cost, sized in sizes]
+            trials = self._trials(options)
+            sized = _sized(options, trials, sizes) or _sized(options, trials, _ALL_SIZES)
+            candidates += [(cost, settings, error) for cost, settings in sized]
         if not candidates:
             raise ProofError(
                 f"no circuit of this model stays within {self._max_error:g} of its outputs; give a "
