@@ -52,7 +52,7 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # a group of its own, to end as a whole
         )
-        self.used = False
+        self.timed_out = False
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         """The answer to one request.
@@ -61,7 +61,6 @@ class _Worker:
             WorkerError: none came in time; the process was ended.
             ProofError: ezkl refused.
         """
-        self.used = True
         try:
             line = self._exchange(json.dumps(request).encode() + b"\n", seconds, request["do"])
             answer: dict[str, Any] = json.loads(line)
@@ -87,6 +86,7 @@ class _Worker:
             left = until - time.monotonic()
             ready = dict(poll.poll(max(left, 0.0) * 1000))
             if left <= 0 or not ready:
+                self.timed_out = True
                 raise WorkerError(f"zk {do} took longer than {seconds:g} s and was ended")
             if writable in ready:
                 try:
@@ -155,23 +155,27 @@ def ask(request: Mapping[str, Any]) -> dict[str, Any]:
         WorkerError: it died or took too long; the next call gets a fresh process.
         ProofError: ezkl refused.
     """
-    while True:
-        with _idle_guard:
-            worker = _idle.pop() if _idle else None
-        if worker is None:
-            worker = _Worker(_VERIFYING)
-        elif not worker.alive:
-            worker.end()
-            continue
+    with _idle_guard:
+        worker = _idle.pop() if _idle else None
+    if worker is not None:
         try:
-            return worker.ask(request, _VERIFYING.seconds)
-        finally:
-            with _idle_guard:
-                keep = worker.alive and len(_idle) < _KEPT
-                if keep:
-                    _idle.append(worker)
-            if not keep:
-                worker.end()
+            return _ask(worker, request)
+        except WorkerError:  # it may have died while it was idle
+            if worker.timed_out:
+                raise
+    return _ask(_Worker(_VERIFYING), request)
+
+
+def _ask(worker: _Worker, request: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return worker.ask(request, _VERIFYING.seconds)
+    finally:
+        with _idle_guard:
+            keep = worker.alive and len(_idle) < _KEPT
+            if keep:
+                _idle.append(worker)
+        if not keep:
+            worker.end()
 
 
 def _end_all() -> None:
