@@ -58,7 +58,9 @@ def prove_onnx(claim: Claim, execution: Execution, workdir: Path) -> bytes:
             output; or ezkl fails.
     """
     try:
-        onnx, inputs = bytes(execution.evidence["onnx"]), dict(execution.evidence["inputs"])
+        onnx, inputs = execution.evidence["onnx"], dict(execution.evidence["inputs"])
+        if not isinstance(onnx, bytes):  # bytes(10**10) would be 10 GB of zeros
+            raise TypeError("the ONNX file is not bytes")
     except (KeyError, TypeError, ValueError) as error:
         raise ProofError(
             "zk needs the engine's onnx and inputs as evidence; this engine gave none: choose "

@@ -83,18 +83,19 @@ def prove_policy(claim: Claim, execution: Execution, workdir: Path) -> bytes:
     """
     spec, input = claim.spec, claim.input
     try:
-        onnx, given = bytes(execution.evidence["onnx"]), execution.evidence["input"]
-    except (KeyError, TypeError) as error:
+        onnx, given = execution.evidence["onnx"], execution.evidence["input"]
+        if not isinstance(onnx, bytes):  # bytes(10**10) would be 10 GB of zeros
+            raise TypeError("the ONNX file is not bytes")
+        vector = quantise_input(np.asarray(given, np.float32))
+    except (KeyError, TypeError, ValueError, OverflowError, EncodingError) as error:
         raise ProofError(
-            "zk needs the engine's onnx and input as evidence; this engine gave none: choose "
-            "another scheme"
+            f"zk needs the engine's onnx and input as evidence and this engine gave none: {error}"
         ) from error
     if policy_digest(onnx) != spec.model.digest:
         raise ProofError("the ONNX file is not the model that the spec names")
     try:
         weights = quantise_weights(read_policy(onnx))
-        vector = quantise_input(np.asarray(given, np.float32))
-    except (EncodingError, TypeError, ValueError) as error:
+    except EncodingError as error:
         raise ProofError(f"zk cannot prove this policy: {error}") from error
     outputs = scores(vector, weights)
     if fault := _output_fault(execution.output, outputs, _tools(input)):

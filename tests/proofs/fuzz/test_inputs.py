@@ -170,7 +170,7 @@ def _bad_tensors(good: np.ndarray[Any, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("part", ["logits", "hidden"])
-@pytest.mark.parametrize("scheme", ["token-difr"])
+@pytest.mark.parametrize("scheme", ["token-difr", "toploc"])
 def test_a_prefill_of_nonsense_accuses_nobody(
     scheme_cases: Any, honest_proof: Any, monkeypatch: Any, scheme: str, part: str
 ) -> None:
@@ -192,7 +192,7 @@ def test_a_prefill_of_nonsense_accuses_nobody(
 
 
 @pytest.mark.parametrize("method", ["prefill", "render_output", "end_tokens", "calibration"])
-@pytest.mark.parametrize("scheme", ["token-difr"])
+@pytest.mark.parametrize("scheme", ["token-difr", "toploc"])
 def test_a_reference_that_fails_accuses_nobody(
     scheme_cases: Any, honest_proof: Any, monkeypatch: Any, scheme: str, method: str
 ) -> None:
@@ -235,10 +235,14 @@ _EVIDENCE = (
 )
 
 
-@pytest.mark.parametrize(("scheme", "share"), [("digest", 0.2), ("token-difr", 1.0), ("zk", 1.0)])
+@pytest.mark.parametrize(
+    ("scheme", "share"),
+    [("digest", 0.2), ("token-difr", 1.0), ("toploc", 1.0), ("zk", 1.0), ("zk-slice", 1.0)],
+)
 def test_hostile_evidence_is_refused(scheme_cases: Any, scheme: str, share: float) -> None:
     case = scheme_cases[scheme]()
-    keys = sorted(case.execution.evidence) or ["anything"]
+    unused = {"output_layer"} if scheme == "toploc" else set()
+    keys = sorted(case.execution.evidence.keys() - unused) or ["anything"]
 
     @cases(share)
     @given(st.dictionaries(st.sampled_from(keys), _EVIDENCE, min_size=1))
