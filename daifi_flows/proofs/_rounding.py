@@ -52,8 +52,9 @@ CUTS: Final = (-0.125, 0.0, 0.125, 0.625)
 """How far the cut of top-k or top-p is moved down, in logits: both neighbours in bf16 at logits of
 16 to 32, and five times as far."""
 _OUTSIDE: Final = len(CUTS)
-HONEST_CUTS: Final = (0.25, 0.4, 0.25, 0.0999, 0.0001)
-"""How often an honest node's cut is which, and how often a token is outside all."""
+HONEST_CUTS: Final = (0.02, 0.96, 0.015, 0.0049, 0.0001)
+"""How often an honest node's cut is which, and how often a token is outside all: on SmolLM2, of
+2,300 honest tokens drawn with top-k 50 and top-p 0.95, about one in 300 showed another cut."""
 
 SCALES: Final = tuple(0.005 * 2**step for step in range(8))
 """Scales that :func:`fit` mixes, in logits: from 0.005 to 0.64."""
@@ -202,13 +203,15 @@ def likelihoods(found: Choices, scales: Sequence[float], cuts: Sequence[float]) 
 
 
 def warmer(found: Choices, degrees: float, scales: Sequence[float]) -> Floats:
-    """:func:`likelihoods` for a node that adds its noise at a temperature higher by ``degrees``,
-    and cuts where the bins begin."""
+    """:func:`likelihoods` for a node that adds its noise at a temperature higher by ``degrees``."""
     scores = degrees * found.noise - found.gaps
     gaps = scores.max(1, keepdims=True) - scores
     binned = found.places < 0
     moved = np.take_along_axis(gaps, np.maximum(found.places, 0)[:, None], 1)[:, 0]
-    return _among(gaps, found.edges, np.where(binned, found.claimed, moved), binned, scales)
+    table = _among(gaps, found.edges, np.where(binned, found.claimed, moved), binned, scales)
+    # No more than one in all, and no advantage over an honest node that must respect the cut.
+    kept = np.cumsum(HONEST_CUTS[:_OUTSIDE][::-1])[::-1]
+    return table * np.append(kept, HONEST_CUTS[_OUTSIDE])[found.claimed_levels][:, None]
 
 
 def _among(

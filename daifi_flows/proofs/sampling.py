@@ -105,12 +105,13 @@ def cutoffs(
     cut = -np.inf
     if sampling.top_k is not None and sampling.top_k < len(logits):
         cut = float(np.partition(logits, -sampling.top_k)[-sampling.top_k])
+    top = float(logits.max())  # always takes part
     if sampling.top_p_ppm is None or sampling.top_p_ppm == PPM:
-        return [cut - slack for slack in slacks]
+        return [min(cut - slack, top) for slack in slacks]
     odds = (PPM - sampling.top_p_ppm) / sampling.top_p_ppm
     shifts = np.clip(np.array(slacks) * (PPM / sampling.temperature_ppm), -300, 300)
     ends = _nucleus(logits, sampling.temperature_ppm, cut, 1 / (1 + odds * np.exp(-shifts)))
-    return [max(cut, end) - slack for end, slack in zip(ends, slacks, strict=True)]
+    return [min(max(cut, end) - slack, top) for end, slack in zip(ends, slacks, strict=True)]
 
 
 def _nucleus(
