@@ -1,15 +1,23 @@
-"""The five circuits of the ``zk`` benchmark: ezkl's own calibration against the tuner."""
+"""The five circuits of the ``zk`` benchmark: ezkl's own calibration against the tuner.
+
+Both sides are compiled and proven by the same code in the same processes, on the same inputs. The
+error bound that the tuner is given is the error of ezkl's own choice, so it may not be faster by
+being less exact.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CIRCUITS", "BenchCircuit"]
+__all__ = ["CIRCUITS", "BenchCircuit", "Measured", "compare", "measure_default", "measure_tuned"]
 
 Inputs = Mapping[str, NDArray[np.float32]]
 
@@ -156,3 +164,128 @@ CIRCUITS: Final = {
     "ranker": lambda: _circuit("ranker", ranker()),
     "cnn": lambda: _circuit("cnn", cnn()),
 }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One way to prove one circuit. Times are medians, in seconds; sizes in bytes.
+
+    Attributes:
+        error: largest absolute difference from ONNX Runtime, over the calibration inputs.
+        held_out_error: the same over inputs that no settings were chosen on.
+        peak_bytes: memory that the proving process touched.
+    """
+
+    settings: Mapping[str, Any]
+    prove_seconds: float
+    cpu_seconds: float
+    verify_seconds: float
+    setup_seconds: float
+    proof_bytes: int
+    key_bytes: int
+    peak_bytes: int
+    error: float
+    held_out_error: float
+
+
+def compare(name: str, workdir: Path, repeats: int = 3) -> tuple[Measured, Measured]:
+    """ezkl's default and the tuned circuit, at the default's error."""
+    circuit = CIRCUITS[name]()
+    default = measure_default(circuit, workdir, repeats)
+    return default, measure_tuned(circuit, default.error, workdir, repeats)
+
+
+def measure_default(circuit: BenchCircuit, workdir: Path, repeats: int = 3) -> Measured:
+    """What ``ezkl.calibrate_settings`` (target ``resources``) chooses, proven."""
+    from daifi_flows.proofs.circuits import CircuitSettings, Limits, read_onnx
+    from daifi_flows.proofs.circuits._process import run_job
+
+    limits = Limits(seconds=900.0, memory_bytes=16 << 30)
+    model = read_onnx(circuit.onnx)
+    samples = [
+        [np.asarray(sample[tensor.name]).ravel().tolist() for tensor in model.inputs]
+        for sample in circuit.calibration
+    ]
+    with TemporaryDirectory() as folder:
+        onnx = Path(folder) / "model.onnx"
+        onnx.write_bytes(circuit.onnx)
+        chosen = run_job(
+            {
+                "do": "calibrate",
+                "onnx": str(onnx),
+                "inputs": samples,
+                "target": "resources",
+                "run_args": CircuitSettings(freivalds=True, check_ranges=True).run_args()
+                | {"decomp_base": 16384, "decomp_legs": 2, "logrows": 17},
+            },
+            limits,
+        )["settings"]["run_args"]
+    settings = CircuitSettings(
+        input_scale=chosen["input_scale"],
+        param_scale=chosen["param_scale"],
+        rebase_multiplier=chosen["scale_rebase_multiplier"],
+        decomp_base=chosen["decomp_base"],
+        decomp_legs=chosen["decomp_legs"],
+        num_inner_cols=chosen["num_inner_cols"],
+        logrows=chosen["logrows"],
+        check_ranges=True,
+        freivalds=True,
+    )
+    return _measure(circuit, settings, workdir, repeats)
+
+
+def measure_tuned(
+    circuit: BenchCircuit, max_error: float, workdir: Path, repeats: int = 3
+) -> Measured:
+    """What the tuner chooses for this error bound, proven."""
+    from daifi_flows.proofs.circuits import tune
+
+    tuned = tune(circuit.onnx, circuit.calibration, max_error, workdir)
+    return _measure(circuit, tuned.settings, workdir, repeats)
+
+
+def _measure(circuit: BenchCircuit, settings: Any, workdir: Path, repeats: int) -> Measured:
+    from daifi_flows.proofs.circuits import Limits, compile_circuit, float_outputs
+
+    limits = Limits(seconds=900.0, memory_bytes=16 << 30)
+    started = perf_counter()
+    with TemporaryDirectory() as fresh:  # a cache of its own, so that the setup is measured
+        (Path(fresh) / "srs").mkdir()
+        compile_circuit(circuit.onnx, settings, workdir, limits)  # makes the SRS when it must
+        for file in (workdir / "srs").iterdir():
+            (Path(fresh) / "srs" / file.name).symlink_to(file.absolute())
+        started = perf_counter()
+        compiled = compile_circuit(circuit.onnx, settings, Path(fresh), limits)
+        setup_seconds = perf_counter() - started
+        snarks = [compiled.prove(sample) for sample in circuit.held_out[:repeats]]
+        times: list[float] = []
+        for snark in (snarks[0], *snarks):  # the first one starts the verifier's process
+            started = perf_counter()
+            fault = compiled.verify(snark)
+            times.append(perf_counter() - started)
+            if fault is not None:
+                raise RuntimeError(f"{circuit.name}: an honest proof does not hold: {fault}")
+        errors: list[float] = []
+        for samples in (circuit.calibration, circuit.held_out):
+            exact = float_outputs(circuit.onnx, samples, limits)
+            worst = 0.0
+            for outputs, floats in zip(compiled.evaluate(samples), exact, strict=True):
+                values = [
+                    np.array(outputs[tensor.name], np.float64) * 2.0**-scale
+                    for tensor, scale in zip(compiled.outputs, compiled.output_scales, strict=True)
+                ]
+                worst = max(worst, float(np.abs(np.concatenate(values) - floats).max()))
+            errors.append(worst)
+        spent = [snark.spent for snark in snarks if snark.spent is not None]
+        return Measured(
+            settings=settings.plain(),
+            prove_seconds=float(np.median([item.seconds for item in spent])),
+            cpu_seconds=float(np.median([item.cpu_seconds for item in spent])),
+            verify_seconds=float(np.median(times[1:])),
+            setup_seconds=setup_seconds,
+            proof_bytes=len(snarks[0].proof),
+            key_bytes=(compiled.path / "pk").stat().st_size,
+            peak_bytes=max(item.peak_bytes for item in spent),
+            error=errors[0],
+            held_out_error=errors[1],
+        )

@@ -38,6 +38,8 @@ _LAYOUT: Final = frozenset({"decomp_base", "decomp_legs", "num_inner_cols", "log
 MAX_LOGROWS: Final = 17
 """More would keep a verifier busy for minutes."""
 MAX_CONTENT_BYTES: Final = 8 << 20
+MAX_CONTENT_VALUES: Final = 1 << 18
+"""Two bytes of JSON make a list of 56: values are bounded as well as bytes."""
 _MAX_NAMES: Final = 16
 
 
@@ -176,6 +178,8 @@ def _json(content: Content, names: set[str]) -> dict[str, Any]:
         raise EncodingError(f"it is {content.media_type}, not JSON")
     if len(content.data) > MAX_CONTENT_BYTES:
         raise EncodingError(f"its {len(content.data)} bytes are over {MAX_CONTENT_BYTES}")
+    if content.data.count(b",") + content.data.count(b"[") > MAX_CONTENT_VALUES:
+        raise EncodingError(f"it holds over {MAX_CONTENT_VALUES} values")
     value = parse_json(content.data)
     if not isinstance(value, dict) or not value.keys() <= names:
         raise EncodingError(f"it does not hold only {', '.join(sorted(names))}")

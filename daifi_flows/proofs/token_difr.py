@@ -29,18 +29,23 @@ class TokenDifrScheme:
 
     Proves: the text is what the model of the spec gives for this prompt, sampler and seed, up to
     floating-point noise. The verifier applies the chat template itself, renders the text from the
-    tokens itself, checks where the generation ended, prefills prompt and output once, and measures
-    at each position how far the claimed token's seed-noised logit lies under the best one.
+    tokens itself, checks where the generation ended, prefills prompt and output once, and compares
+    each claimed token's seed-noised logit with the best ones: a likelihood ratio decides
+    (:mod:`~daifi_flows.proofs.evidence`), against what honest engines were measured to differ by
+    (:mod:`~daifi_flows.proofs.calibration`). The task id covers sampling parameters, seed, input
+    and model digest, and the digest covers weights, tokenizer and chat template: none can be
+    swapped afterwards.
 
     Against whom: a node that runs other weights (another model, a quantised one), another prompt,
     sampler or seed, edits or cuts the text, or replays an answer, as long as verifiers are honest.
-    Cost: nothing for the node; one prefill for the verifier (SmolLM2 on two CPU cores, 96 tokens
-    after prompts of 430 and 739: 0.6 and 0.9 s, against 4.3 and 5.4 s of generating).
+    An honest answer is invalid at most once in a million. Cost: nothing for the node; one prefill
+    for the verifier, about a twentieth of generating 300 tokens (``python -m benchmarks proofs``).
 
     Does not prove: that the node computed rather than copied a right answer; which precision or
-    hardware it used, where the tokens do not show it (int8 per channel looks honest over 64
-    tokens); anything over tokens that all models agree on. A node may swap a token for one within
-    a near tie. The payload shows prompt and output tokens to whoever holds the proof.
+    hardware it used, where the tokens do not show it (int8 weights per channel under a bf16 claim:
+    ``toploc`` tells them); anything over tokens that all models agree on. A node may swap a token
+    for one within a near tie. Without a calibration of the model nobody is accused by statistics.
+    The payload shows prompt and output tokens to whoever holds the proof.
     """
 
     name: ClassVar[str] = "token-difr"
@@ -59,7 +64,7 @@ class TokenDifrScheme:
     def verify(
         self, claim: Claim, proof: Proof, reference: Reference | None, workdir: Path
     ) -> Verdict:
-        """Template, text, ending, then the margins of one prefill on ``reference``."""
+        """Template, text, ending, then the likelihood of the tokens by one prefill."""
         del workdir
         try:
             tokens = _parse(proof.payload)

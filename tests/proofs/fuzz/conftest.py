@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # makes hostile.py importable
@@ -23,6 +25,32 @@ from daifi_flows.proofs import Outcome
 INVALID, VALID, CANNOT_TELL = Outcome.INVALID, Outcome.VALID, Outcome.CANNOT_TELL
 
 OUTPUT = {"answer": "21 seats", "n": 2, "half": 0.5, "passages": [{"id": "a", "score_ppm": 9}]}
+
+
+RANKER = {
+    "decomp_base": 256,
+    "decomp_legs": 4,
+    "num_inner_cols": 2,
+    "logrows": 10,
+    "input_scale": 8,
+    "param_scale": 8,
+}
+
+
+def _product(weights: Any) -> bytes:
+    from onnx import TensorProto, helper, numpy_helper
+
+    rows, columns = weights.shape
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "ranker",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, rows])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, columns])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    return model.SerializeToString()
 
 
 class Again:
@@ -65,11 +93,37 @@ def scheme_cases(
         spec = case.spec.model_copy(update={"scheme": "toploc"})
         return replace(case, spec=spec)
 
+    def ranker() -> Any:
+        """An ONNX model of one product, by the general ``zk``."""
+        import onnxruntime
+
+        from daifi_flows.cnft import ModelRef
+        from daifi_flows.encoding import cid_of
+        from daifi_flows.proofs._onnx_task import onnx_input, onnx_output
+        from daifi_flows.proofs.circuits import onnx_digest, read_onnx
+
+        weights = np.linspace(-1, 1, 18, dtype=np.float32).reshape(6, 3)
+        inputs = {"x": np.linspace(-1, 1, 6, dtype=np.float32).reshape(1, 6)}
+        onnx = _product(weights)
+        session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+        input = onnx_input(inputs, circuit=RANKER, salt=kit.SALT)
+        output = onnx_output(read_onnx(onnx), session.run(None, inputs), kit.SALT)
+        model = ModelRef(name="r", digest=onnx_digest(onnx), engine="onnx", precision="float32")
+        return kit.Case(
+            kit.build_spec(input, "zk", model=model),
+            input,
+            Execution(output, Usage(), {"onnx": onnx, "inputs": inputs}),
+            Materials(blobs={cid_of(onnx): onnx}),
+            None,
+            zk_case.workdir,
+        )
+
     return {
         "digest": cache(digest),
         "token-difr": llm_case,
         "toploc": cache(toploc),
         "zk": lambda: zk_case,
+        "zk onnx": cache(ranker),
         "zk-slice": slice_case,
     }
 
@@ -155,6 +209,32 @@ def target(scheme_cases: Any, honest_proof: Any, tmp_path_factory: Any) -> Calla
 
         return Target("zk policy", onnx, feed)
 
+    def _task() -> Target:
+        """The input of an ONNX step, a buyer's."""
+        from daifi_flows.proofs._onnx_task import read_task
+
+        case = scheme_cases["zk onnx"]()
+
+        def feed(data: bytes) -> None:
+            with contextlib.suppress(EncodingError):
+                read_task(case.input.model_copy(update={"data": data}))
+
+        return Target("zk onnx task", case.input.data, feed)
+
+    def _model() -> Target:
+        """An ONNX file of any model, a buyer's or a node's; ezkl sees what passes in a process of
+        its own."""
+        from daifi_flows.proofs.circuits import read_onnx, with_batch, without_weights
+
+        case = scheme_cases["zk onnx"]()
+
+        def feed(data: bytes) -> None:
+            for read in (read_onnx, without_weights, lambda model: with_batch(model, 2)):
+                with contextlib.suppress(EncodingError):
+                    read(data)
+
+        return Target("zk onnx model", case.execution.evidence["onnx"], feed)
+
     def _calibration() -> Target:
         from daifi_flows.proofs.calibration import read_calibration
 
@@ -184,6 +264,9 @@ def target(scheme_cases: Any, honest_proof: Any, tmp_path_factory: Any) -> Calla
         "token-difr output": lambda: _output("token-difr"),
         "zk-slice output": lambda: _output("zk-slice"),
         "zk output": lambda: _output("zk"),
+        "zk onnx output": lambda: _output("zk onnx"),
+        "zk onnx task": _task,
+        "zk onnx model": _model,
         "zk policy": _policy,
         "calibration": _calibration,
     }

@@ -406,6 +406,9 @@ def json_catalogue(honest: bytes) -> Iterator[tuple[str, bytes]]:
     yield "a byte order mark", b"\xef\xbb\xbf" + honest
     yield "a million lists", b"[" + b"[]," * 333_333 + b"[]]\n"
     yield "a million zeros", b"[" + b"0," * 500_000 + b"0]\n"
+    yield "eight megabytes of lists", b"[" + b"[]," * 2_700_000 + b"[]]\n"
+    yield "eight megabytes in a map", b'{"outputs":{"y":[' + b"[]," * 2_700_000 + b"[]]}}\n"
+    yield "the same as inputs", b'{"inputs":{"x":[' + b"[]," * 2_700_000 + b"[]]}}\n"
     yield "spaces", honest.replace(b":", b": ")
     yield "no final newline", honest.rstrip(b"\n")
     try:

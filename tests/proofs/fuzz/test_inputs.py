@@ -15,7 +15,14 @@ from daifi_flows.proofs import Outcome, Prefill
 
 JSON = pytest.mark.parametrize(
     ("name", "share"),
-    [("digest output", 1.0), ("token-difr output", 1.0), ("zk output", 0.25), ("calibration", 1.0)],
+    [
+        ("digest output", 1.0),
+        ("token-difr output", 1.0),
+        ("zk output", 0.25),
+        ("zk onnx output", 0.25),
+        ("zk onnx task", 1.0),
+        ("calibration", 1.0),
+    ],
 )
 
 
@@ -127,17 +134,22 @@ def _varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-def test_hostile_onnx_files_are_refused(target: Any) -> None:
-    attacked = target("zk policy")
+ONNX = pytest.mark.parametrize("name", ["zk policy", "zk onnx model"])
+
+
+@ONNX
+def test_hostile_onnx_files_are_refused(target: Any, name: str) -> None:
+    attacked = target(name)
     for label, data in [*catalogue(attacked.honest), *_onnx_variants(attacked.honest)]:
         try:
             attacked.attack(data)
         except BaseException as error:
-            raise AssertionError(f"onnx, {label}: {error!r}") from error
+            raise AssertionError(f"{name}, {label}: {error!r}") from error
 
 
-def test_drawn_onnx_files_are_refused(target: Any) -> None:
-    attacked = target("zk policy")
+@ONNX
+def test_drawn_onnx_files_are_refused(target: Any, name: str) -> None:
+    attacked = target(name)
 
     @cases(0.5)
     @given(mutations(attacked.honest))
@@ -237,7 +249,14 @@ _EVIDENCE = (
 
 @pytest.mark.parametrize(
     ("scheme", "share"),
-    [("digest", 0.2), ("token-difr", 1.0), ("toploc", 1.0), ("zk", 1.0), ("zk-slice", 1.0)],
+    [
+        ("digest", 0.2),
+        ("token-difr", 1.0),
+        ("toploc", 1.0),
+        ("zk", 1.0),
+        ("zk onnx", 0.5),
+        ("zk-slice", 1.0),
+    ],
 )
 def test_hostile_evidence_is_refused(scheme_cases: Any, scheme: str, share: float) -> None:
     case = scheme_cases[scheme]()
