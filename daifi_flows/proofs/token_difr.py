@@ -38,8 +38,9 @@ class TokenDifrScheme:
 
     Against whom: a node that runs other weights (another model, a quantised one), another prompt,
     sampler or seed, edits or cuts the text, or replays an answer, as long as verifiers are honest.
-    An honest answer is invalid at most once in a million. Cost: nothing for the node; one prefill
-    for the verifier, about a twentieth of generating 300 tokens (``python -m benchmarks proofs``).
+    An honest answer is invalid at most once in a million, as far as the calibration describes it.
+    Cost: nothing for the node; one prefill for the verifier, about a twentieth of generating 300
+    tokens (``python -m benchmarks proofs``).
 
     Does not prove: that the node computed rather than copied a right answer; which precision or
     hardware it used, where the tokens do not show it (int8 weights per channel under a bf16 claim:
