@@ -57,11 +57,13 @@ def main() -> None:
 def _quiet(debug: bool) -> None:
     """Keep library chatter off the terminal (a Prefect server still gets its logs)."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout may be JSON
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see _bringup: spinning starves engines
     if debug:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr)
         return
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -20,7 +20,7 @@ from daifi_flows.cnft import Content, Execution, Materials, ModelRef, Sampling, 
 from daifi_flows.errors import EncodingError, EngineError, ModelError
 from daifi_flows.keys import Account
 from daifi_flows.proofs import Claim, Outcome, Verdict, make_proof, verify_proof
-from daifi_flows.proofs.sampling import cutoff, gumbel
+from daifi_flows.proofs.sampling import cutoffs, gumbel
 from daifi_flows.ray_mesh import EngineReference, resolve
 from daifi_flows.ray_mesh._adversary import quantize_int4
 from daifi_flows.ray_mesh.engines._engine import Control, Engine, EngineDied, StepCancelled
@@ -149,7 +149,7 @@ def test_both_engines_draw_the_same_tokens_up_to_a_near_tie(bench: Bench, sample
     scores = logits.copy()
     if sampling.temperature_ppm:
         scores += sampling.temperature_ppm / 1e6 * gumbel(sampling.seed, first, len(logits))
-        scores[logits < cutoff(logits, sampling, slack=0.5)] = -np.inf
+        scores[logits < cutoffs(logits, sampling, (0.5,))[0]] = -np.inf
     assert scores.max() - scores[[one[first], other[first]]].min() < 0.5
 
 
