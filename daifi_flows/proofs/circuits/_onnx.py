@@ -172,10 +172,16 @@ def _size_of(tensor: Any) -> int:
         return 0
     if tensor.data_location != 0 or tensor.external_data:
         raise EncodingError("the model keeps weights in another file")
+    if not isinstance(tensor.name, str):  # protobuf gives text that is not UTF-8 as bytes
+        raise EncodingError("a weight of the model has no usable name")
     if len(tensor.dims) > _MAX_DEPTH or any(not 0 <= size <= MAX_ELEMENTS for size in tensor.dims):
         raise EncodingError("a weight of the model has an unusable shape")
     if (size := prod(tensor.dims)) > 4 * MAX_ELEMENTS:
         raise EncodingError(f"a weight of the model has {size} values, over {4 * MAX_ELEMENTS}")
+    if tensor.data_type == _FLOAT and 4 * size != (
+        len(tensor.raw_data) if tensor.HasField("raw_data") else 4 * len(tensor.float_data)
+    ):
+        raise EncodingError("a weight of the model has another shape than its values")
     return size
 
 
