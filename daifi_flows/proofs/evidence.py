@@ -36,8 +36,8 @@ half of the weights pruned  fp32           1.3     10^695    0, 20 of 20        
 another seed                fp32           1.4     10^879    0, 15 of 15          2 tokens
 ==========================  ============  =======  ========  ===================  ==============
 
-Seed and temperature say nothing of greedy answers, which those rows leave out. int8 weights round by as much as bf16 arithmetic
-does; ``toploc`` tells them.
+Seed and temperature say nothing of greedy answers, which those rows leave out. int8 weights round
+by as much as bf16 arithmetic does; ``toploc`` tells them.
 """
 
 from __future__ import annotations
