@@ -1,7 +1,7 @@
 # Every target sets up what it needs; running one again reuses the environment.
 #   make demo    the main job: retrieve → reason → act as three verified, settled cNFTs
 #   make test    the test suite          make lint   ruff, pyright, import rules
-#   make fuzz    hostile bytes for an hour or so (CASES=2000 a target), time and memory held to limits
+#   make fuzz    hostile bytes for half an hour or so (CASES=2000: minutes), time and memory limited
 #   make bench   the documentation's figures (NAME=demo)
 #   make vllm    add vLLM (CPU build) to the environment, for `daifi demo --engine vllm`
 
