@@ -18,7 +18,7 @@ POLICY_ENGINE: Final = "onnx-policy"
 class ZkScheme:
     """A zk-SNARK by ezkl (Halo2 with KZG commitments on BN254) of an ONNX model.
 
-    Proves, over integers (weights and inputs in fixed point): the circuit of the model whose digest
+    Proves: over integers (weights and inputs in fixed point), the circuit of the model whose digest
     the spec names gives the proven outputs on an input that is public, or has the Poseidon hash the
     task names (``hashed``), or exists (``private``). Weights are part of the circuit, or hidden
     behind a Poseidon hash that the model's digest commits to. The verifier compiles the circuit

@@ -22,8 +22,10 @@ from daifi_flows.proofs._scheme import Scheme
 
 
 def test_schemes_are_registered_and_every_kind_has_a_default() -> None:
-    assert {"digest", "token-difr", "zk"} <= set(scheme_names())
-    for name in DEFAULT_SCHEME.values():
+    built_in = {"digest", "token-difr", "toploc", "zk", "zk-slice"}
+    assert built_in <= set(scheme_names())
+    assert set(DEFAULT_SCHEME.values()) <= built_in
+    for name in built_in:
         scheme = get_scheme(name)
         assert scheme.name == name
         documentation = " ".join((type(scheme).__doc__ or "").split())
