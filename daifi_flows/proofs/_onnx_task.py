@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daifi_flows.cnft import Content, Materials, ModelFile, model_digest
-from daifi_flows.encoding import parse_json, sha256
+from daifi_flows.encoding import canonical_json, parse_json, sha256
 from daifi_flows.errors import EncodingError
 from daifi_flows.proofs.circuits import CircuitSettings, OnnxModel, onnx_digest
 
@@ -22,7 +22,9 @@ __all__ = [
     "find_model",
     "hidden_digest",
     "onnx_input",
+    "onnx_opening",
     "onnx_output",
+    "read_opening",
     "read_outputs",
     "read_task",
 ]
@@ -122,6 +124,27 @@ def read_task(input: Content) -> OnnxTask:
     if settings.input_visibility == "hashed" and inputs is None and hashes is None:
         raise EncodingError("the task's input is hashed but it names neither inputs nor hashes")
     return OnnxTask(inputs, hashes, settings, bool(named), float(bound))
+
+
+def onnx_opening(inputs: Mapping[str, Any]) -> bytes:
+    """The inputs that a task's content leaves out, as a blob for its node's eyes.
+
+    Raises:
+        EncodingError: not arrays of finite numbers.
+    """
+    value = {name: _array(name, item).tolist() for name, item in inputs.items()}
+    return canonical_json({"inputs": value})
+
+
+def read_opening(blob: bytes) -> dict[str, NDArray[np.float64]] | None:
+    """What :func:`onnx_opening` wrote; ``None`` when the blob is something else."""
+    if len(blob) > MAX_CONTENT_BYTES or not blob.startswith(b'{"inputs":'):
+        return None
+    try:
+        value = parse_json(blob)
+        return _arrays(value["inputs"]) if value.keys() == {"inputs"} else None
+    except (EncodingError, AttributeError, KeyError):
+        return None
 
 
 def onnx_output(model: OnnxModel, outputs: Sequence[Any], salt: bytes | None = None) -> Content:

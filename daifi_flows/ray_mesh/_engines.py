@@ -12,7 +12,7 @@ from daifi_flows.ray_mesh.engines._engine import Engine
 
 __all__ = ["ENGINES", "RECOMPUTED", "check_scheme", "make_engine"]
 
-ENGINES: Final = ("transformers", "vllm", "retrieval", "onnx-policy", "function")
+ENGINES: Final = ("transformers", "vllm", "retrieval", "onnx", "onnx-policy", "function")
 """Values of ``ModelRef.engine``."""
 
 RECOMPUTED: Final = frozenset({"retrieval", "onnx-policy", "function"})
@@ -22,6 +22,7 @@ _CLASSES: Final = {
     "transformers": "transformers:TransformersEngine",
     "vllm": "vllm:VllmEngine",
     "retrieval": "retrieval:RetrievalEngine",
+    "onnx": "onnx:OnnxEngine",
     "onnx-policy": "onnx_policy:OnnxPolicyEngine",
     "function": "function:FunctionEngine",
 }
@@ -103,6 +104,10 @@ def make_engine(
             from daifi_flows.ray_mesh.engines.retrieval import RetrievalEngine
 
             return RetrievalEngine(home)
+        case "onnx":
+            from daifi_flows.ray_mesh.engines.onnx import OnnxEngine
+
+            return OnnxEngine()
         case "onnx-policy":
             from daifi_flows.ray_mesh.engines.onnx_policy import OnnxPolicyEngine
 

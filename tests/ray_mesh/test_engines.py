@@ -13,6 +13,7 @@ FIT = {
     "transformers": {"token-difr", "toploc"},
     "vllm": {"token-difr", "toploc"},
     "retrieval": {"digest"},
+    "onnx": {"zk"},
     "onnx-policy": {"digest", "zk"},
     "function": {"digest"},
 }
