@@ -1,23 +1,32 @@
 """The five circuits of the ``zk`` benchmark: ezkl's own calibration against the tuner.
 
-Both sides are compiled and proven by the same code in the same processes, on the same inputs. The
-error bound that the tuner is given is the error of ezkl's own choice, so it may not be faster by
-being less exact.
+Both sides are compiled by the same code and proven in turn, on the same inputs. The error bound
+that the tuner is given is the error of ezkl's own choice, so it may not be faster by being less
+exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CIRCUITS", "BenchCircuit", "Measured", "compare", "measure_default", "measure_tuned"]
+from benchmarks._report import Figure
+
+if TYPE_CHECKING:
+    from daifi_flows.proofs.circuits import Circuit, CircuitSettings, Limits, Snark
+
+__all__ = ["CIRCUITS", "BenchCircuit", "Measured", "compare", "default_settings", "figures"]
+
+_BATCH: Final = 16
 
 Inputs = Mapping[str, NDArray[np.float32]]
 
@@ -76,7 +85,7 @@ def policy() -> bytes:
     )
 
 
-def mlp(hidden: int, out: int) -> bytes:
+def mlp(hidden: int, out: int, batch: int = 1) -> bytes:
     """384 → hidden → out with ReLU: a judge's head over embeddings."""
     return _model(
         [
@@ -84,8 +93,8 @@ def mlp(hidden: int, out: int) -> bytes:
             ("Relu", ["h"], "r", {}),
             ("Gemm", ["r", "w2", "b2"], "scores", {}),
         ],
-        {"input": [1, 384]},
-        {"scores": [1, out]},
+        {"input": [batch, 384]},
+        {"scores": [batch, out]},
         {
             # an embedding has unit norm, not unit entries
             "w1": _normal(2, 384, hidden, fan_in=1),
@@ -153,6 +162,12 @@ def _samples(kind: str, seed: int, count: int) -> tuple[Inputs, ...]:
     return tuple(found)
 
 
+def batched() -> BenchCircuit:
+    """The larger MLP on a batch: one proof of as many inferences."""
+    samples = tuple({"input": _units(at, _BATCH, 384)} for at in range(5000, 5008))
+    return BenchCircuit("mlp-64-16 batch", mlp(64, 16, _BATCH), samples[:4], samples[4:])
+
+
 def _circuit(name: str, onnx: bytes) -> BenchCircuit:
     return BenchCircuit(name, onnx, _samples(name, 1, 8), _samples(name, 2, 8))
 
@@ -168,7 +183,7 @@ CIRCUITS: Final = {
 
 @dataclass(frozen=True)
 class Measured:
-    """One way to prove one circuit. Times are medians, in seconds; sizes in bytes.
+    """One way to prove one circuit. Times in seconds, a sample a proof; sizes in bytes.
 
     Attributes:
         error: largest absolute difference from ONNX Runtime, over the calibration inputs.
@@ -177,9 +192,9 @@ class Measured:
     """
 
     settings: Mapping[str, Any]
-    prove_seconds: float
-    cpu_seconds: float
-    verify_seconds: float
+    prove_seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...]
+    verify_seconds: tuple[float, ...]
     setup_seconds: float
     proof_bytes: int
     key_bytes: int
@@ -188,50 +203,85 @@ class Measured:
     held_out_error: float
 
 
-def compare(name: str, workdir: Path, repeats: int = 3) -> tuple[Measured, Measured]:
-    """ezkl's default and the tuned circuit, at the default's error."""
-    circuit = CIRCUITS[name]()
-    default = measure_default(circuit, workdir, repeats)
-    return default, measure_tuned(circuit, default.error, workdir, repeats)
+def figures(repeats: int = 3) -> list[Figure]:
+    """All circuits, default and tuned, and a batch in one proof."""
+    found: list[Figure] = []
+    with TemporaryDirectory(prefix="daifi-bench-") as folder:
+        workdir = Path(folder)
+        for name in CIRCUITS:
+            default, tuned = compare(CIRCUITS[name](), workdir, repeats)
+            found += _figures(name, default, tuned)
+            if name == "mlp-64-16":
+                single = default
+        batch = measure_tuned(batched(), single.error, workdir, repeats)
+        found.append(
+            Figure(
+                f"zk mlp-64-16 batch of {_BATCH}: times faster per inference than ezkl's default",
+                [median(single.cpu_seconds) * _BATCH / each for each in batch.cpu_seconds],
+                "x",
+                ">= 4",
+                {"batch_prove_s": round(median(batch.prove_seconds), 3)},
+            )
+        )
+    return found
 
 
-def measure_default(circuit: BenchCircuit, workdir: Path, repeats: int = 3) -> Measured:
-    """What ``ezkl.calibrate_settings`` (target ``resources``) chooses, proven."""
-    from daifi_flows.proofs.circuits import CircuitSettings, Limits, read_onnx
-    from daifi_flows.proofs.circuits._process import run_job
-
-    limits = Limits(seconds=900.0, memory_bytes=16 << 30)
-    model = read_onnx(circuit.onnx)
-    samples = [
-        [np.asarray(sample[tensor.name]).ravel().tolist() for tensor in model.inputs]
-        for sample in circuit.calibration
+def _figures(name: str, default: Measured, tuned: Measured) -> list[Figure]:
+    pairs = list(zip(default.cpu_seconds, tuned.cpu_seconds, strict=True))
+    sizes = [
+        Figure(f"zk {name} {what}", [mine / 1e6], "MB", "", {"default": round(theirs / 1e6, 3)})
+        for what, mine, theirs in (
+            ("proof size", tuned.proof_bytes, default.proof_bytes),
+            ("proving key", tuned.key_bytes, default.key_bytes),
+            ("peak memory", tuned.peak_bytes, default.peak_bytes),
+        )
     ]
-    with TemporaryDirectory() as folder:
-        onnx = Path(folder) / "model.onnx"
-        onnx.write_bytes(circuit.onnx)
-        chosen = run_job(
-            {
-                "do": "calibrate",
-                "onnx": str(onnx),
-                "inputs": samples,
-                "target": "resources",
-                "run_args": CircuitSettings(freivalds=True, check_ranges=True).run_args()
-                | {"decomp_base": 16384, "decomp_legs": 2, "logrows": 17},
-            },
-            limits,
-        )["settings"]["run_args"]
-    settings = CircuitSettings(
-        input_scale=chosen["input_scale"],
-        param_scale=chosen["param_scale"],
-        rebase_multiplier=chosen["scale_rebase_multiplier"],
-        decomp_base=chosen["decomp_base"],
-        decomp_legs=chosen["decomp_legs"],
-        num_inner_cols=chosen["num_inner_cols"],
-        logrows=chosen["logrows"],
-        check_ranges=True,
-        freivalds=True,
-    )
-    return _measure(circuit, settings, workdir, repeats)
+    return [
+        Figure(
+            f"zk {name} times faster than ezkl's default (processor time)",
+            [theirs / mine for theirs, mine in pairs],
+            "x",
+            ">= 4",
+            {"default_cpu_s": round(median(default.cpu_seconds), 3)},
+        ),
+        Figure(
+            f"zk {name} prove",
+            list(tuned.prove_seconds),
+            "s",
+            "<= 1.5" if name == "policy" else "",
+            {"default": round(median(default.prove_seconds), 3)},
+        ),
+        Figure(
+            f"zk {name} verify",
+            [1e3 * each for each in tuned.verify_seconds],
+            "ms",
+            "<= 50",
+            {"default": round(1e3 * median(default.verify_seconds), 1)},
+        ),
+        Figure(
+            f"zk {name} error",
+            [tuned.held_out_error],
+            "",
+            "",
+            {"default": default.held_out_error, "bound": default.error},
+        ),
+        *sizes,
+    ]
+
+
+def compare(circuit: BenchCircuit, workdir: Path, repeats: int = 3) -> tuple[Measured, Measured]:
+    """ezkl's default and the tuned circuit at the default's error, proven in turn."""
+    from daifi_flows.proofs.circuits import tune
+
+    with ExitStack() as stack:
+        default = stack.enter_context(_prepared(circuit, default_settings(circuit), workdir))
+        bound = default.errors[0]
+        settings = tune(circuit.onnx, circuit.calibration, bound, workdir).settings
+        tuned = stack.enter_context(_prepared(circuit, settings, workdir))
+        for sample in circuit.held_out[:repeats]:
+            default.prove(sample)
+            tuned.prove(sample)
+        return default.measured(), tuned.measured()
 
 
 def measure_tuned(
@@ -240,52 +290,121 @@ def measure_tuned(
     """What the tuner chooses for this error bound, proven."""
     from daifi_flows.proofs.circuits import tune
 
-    tuned = tune(circuit.onnx, circuit.calibration, max_error, workdir)
-    return _measure(circuit, tuned.settings, workdir, repeats)
+    settings = tune(circuit.onnx, circuit.calibration, max_error, workdir).settings
+    with _prepared(circuit, settings, workdir) as tuned:
+        for sample in circuit.held_out[:repeats]:
+            tuned.prove(sample)
+        return tuned.measured()
 
 
-def _measure(circuit: BenchCircuit, settings: Any, workdir: Path, repeats: int) -> Measured:
-    from daifi_flows.proofs.circuits import Limits, compile_circuit, float_outputs
+def default_settings(circuit: BenchCircuit) -> CircuitSettings:
+    """What ``ezkl.calibrate_settings`` (target ``resources``) chooses."""
+    from daifi_flows.proofs.circuits import CircuitSettings, read_onnx
+    from daifi_flows.proofs.circuits._process import run_job
 
-    limits = Limits(seconds=900.0, memory_bytes=16 << 30)
-    started = perf_counter()
-    with TemporaryDirectory() as fresh:  # a cache of its own, so that the setup is measured
-        (Path(fresh) / "srs").mkdir()
-        compile_circuit(circuit.onnx, settings, workdir, limits)  # makes the SRS when it must
-        for file in (workdir / "srs").iterdir():
-            (Path(fresh) / "srs" / file.name).symlink_to(file.absolute())
-        started = perf_counter()
-        compiled = compile_circuit(circuit.onnx, settings, Path(fresh), limits)
-        setup_seconds = perf_counter() - started
-        snarks = [compiled.prove(sample) for sample in circuit.held_out[:repeats]]
-        times: list[float] = []
-        for snark in (snarks[0], *snarks):  # the first one starts the verifier's process
+    model = read_onnx(circuit.onnx)
+    samples = [
+        [np.asarray(sample[tensor.name]).ravel().tolist() for tensor in model.inputs]
+        for sample in circuit.calibration
+    ]
+    base = CircuitSettings(
+        decomp_base=16384, decomp_legs=2, logrows=17, freivalds=True, check_ranges=True
+    )
+    with TemporaryDirectory() as folder:
+        onnx = Path(folder) / "model.onnx"
+        onnx.write_bytes(circuit.onnx)
+        request = {
+            "do": "calibrate",
+            "onnx": str(onnx),
+            "inputs": samples,
+            "target": "resources",
+            "run_args": base.run_args(),
+        }
+        chosen = run_job(request, _limits())["settings"]["run_args"]
+    return replace(
+        base,
+        input_scale=chosen["input_scale"],
+        param_scale=chosen["param_scale"],
+        rebase_multiplier=chosen["scale_rebase_multiplier"],
+        decomp_base=chosen["decomp_base"],
+        decomp_legs=chosen["decomp_legs"],
+        num_inner_cols=chosen["num_inner_cols"],
+        logrows=chosen["logrows"],
+    )
+
+
+@dataclass
+class _Prepared:
+    """A compiled circuit, and what its proofs took so far."""
+
+    circuit: Circuit
+    setup_seconds: float
+    errors: tuple[float, float]
+    snarks: list[Snark]
+    verify_seconds: list[float]
+
+    def prove(self, sample: Inputs) -> None:
+        snark = self.circuit.prove(sample)
+        for repeat in range(2):  # the first one starts the verifier's process
             started = perf_counter()
-            fault = compiled.verify(snark)
-            times.append(perf_counter() - started)
+            fault = self.circuit.verify(snark)
+            if repeat:
+                self.verify_seconds.append(perf_counter() - started)
             if fault is not None:
-                raise RuntimeError(f"{circuit.name}: an honest proof does not hold: {fault}")
-        errors: list[float] = []
-        for samples in (circuit.calibration, circuit.held_out):
-            exact = float_outputs(circuit.onnx, samples, limits)
-            worst = 0.0
-            for outputs, floats in zip(compiled.evaluate(samples), exact, strict=True):
-                values = [
-                    np.array(outputs[tensor.name], np.float64) * 2.0**-scale
-                    for tensor, scale in zip(compiled.outputs, compiled.output_scales, strict=True)
-                ]
-                worst = max(worst, float(np.abs(np.concatenate(values) - floats).max()))
-            errors.append(worst)
-        spent = [snark.spent for snark in snarks if snark.spent is not None]
+                raise RuntimeError(f"an honest proof does not hold: {fault}")
+        self.snarks.append(snark)
+
+    def measured(self) -> Measured:
+        spent = [snark.spent for snark in self.snarks if snark.spent is not None]
         return Measured(
-            settings=settings.plain(),
-            prove_seconds=float(np.median([item.seconds for item in spent])),
-            cpu_seconds=float(np.median([item.cpu_seconds for item in spent])),
-            verify_seconds=float(np.median(times[1:])),
-            setup_seconds=setup_seconds,
-            proof_bytes=len(snarks[0].proof),
-            key_bytes=(compiled.path / "pk").stat().st_size,
+            settings=self.circuit.settings.plain(),
+            prove_seconds=tuple(item.seconds for item in spent),
+            cpu_seconds=tuple(item.cpu_seconds for item in spent),
+            verify_seconds=tuple(self.verify_seconds),
+            setup_seconds=self.setup_seconds,
+            proof_bytes=len(self.snarks[0].proof),
+            key_bytes=(self.circuit.path / "pk").stat().st_size,
             peak_bytes=max(item.peak_bytes for item in spent),
-            error=errors[0],
-            held_out_error=errors[1],
+            error=self.errors[0],
+            held_out_error=self.errors[1],
         )
+
+
+@contextmanager
+def _prepared(
+    circuit: BenchCircuit, settings: CircuitSettings, workdir: Path
+) -> Generator[_Prepared]:
+    from daifi_flows.proofs.circuits import compile_circuit, find_srs
+
+    srs = find_srs(settings.logrows, workdir).path
+    with TemporaryDirectory() as folder:  # a cache of its own, so that the setup is measured
+        fresh = Path(folder)
+        (fresh / "srs").symlink_to(srs.parent.absolute())
+        started = perf_counter()
+        compiled = compile_circuit(circuit.onnx, settings, fresh, _limits())
+        setup_seconds = perf_counter() - started
+        errors = (
+            _error(circuit, compiled, circuit.calibration),
+            _error(circuit, compiled, circuit.held_out),
+        )
+        yield _Prepared(compiled, setup_seconds, errors, [], [])
+
+
+def _error(circuit: BenchCircuit, compiled: Circuit, samples: Sequence[Inputs]) -> float:
+    from daifi_flows.proofs.circuits import float_outputs
+
+    worst = 0.0
+    exact = float_outputs(circuit.onnx, samples, _limits())
+    for outputs, floats in zip(compiled.evaluate(samples), exact, strict=True):
+        values = [
+            np.array(outputs[tensor.name], np.float64) * 2.0**-scale
+            for tensor, scale in zip(compiled.outputs, compiled.output_scales, strict=True)
+        ]
+        worst = max(worst, float(np.abs(np.concatenate(values) - floats).max()))
+    return worst
+
+
+def _limits() -> Limits:
+    from daifi_flows.proofs.circuits import Limits
+
+    return Limits(seconds=900.0, memory_bytes=16 << 30)

@@ -34,10 +34,11 @@ class ZkScheme:
     Against whom: any node. The SNARK's soundness rests on the SRS: whoever made it and kept its
     secret could forge (:mod:`daifi_flows.proofs.circuits._srs`).
 
-    Cost (one core; ``python -m benchmarks proofs`` measures it): the node alone pays for compiling
-    and proving. The demo's policy of four tools: set-up once 0.3 s, proving 0.2 s, verifying 6 ms
-    once the verifier's process runs, payload 3.0 kB, 35 MB. A model costs about 90 µs a
-    multiplication, and about 25 multiplications for each value of a ReLU.
+    Cost (two cores; ``python -m benchmarks proofs`` measures it): the node alone pays for compiling
+    and proving. The demo's policy of four tools: set-up once 0.2 s, proving 0.12 s in 34 MB,
+    verifying 5 ms once the verifier's process runs, payload 3.0 kB. A model takes about 0.1 ms of
+    processor time a multiplication, and a ReLU value as much as 25 of them; a batch in one proof
+    takes less for each inference.
 
     Does not prove: that the quantised model is good, only that its outputs lie within the bound of
     those reported; that an input is true, or (``private``) is the one the task means; for ``act``,
