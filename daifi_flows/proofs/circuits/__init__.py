@@ -13,9 +13,10 @@ from daifi_flows.proofs.circuits._circuit import (
     Public,
     Snark,
     Spent,
-    compile_circuit,
 )
+from daifi_flows.proofs.circuits._compile import compile_circuit
 from daifi_flows.proofs.circuits._field import FIELD, dequantise, poseidon, quantise
+from daifi_flows.proofs.circuits._fit import fit
 from daifi_flows.proofs.circuits._onnx import (
     MODEL_FILE,
     OnnxModel,
@@ -28,7 +29,7 @@ from daifi_flows.proofs.circuits._onnx import (
 from daifi_flows.proofs.circuits._process import WorkerError
 from daifi_flows.proofs.circuits._settings import CircuitSettings, Limits
 from daifi_flows.proofs.circuits._srs import Srs, adopt_srs, find_srs
-from daifi_flows.proofs.circuits._tuner import Tuned, fit, float_outputs, tune
+from daifi_flows.proofs.circuits._tuner import Tuned, float_outputs, tune
 
 __all__ = [
     "FIELD",

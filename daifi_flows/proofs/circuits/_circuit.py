@@ -1,38 +1,26 @@
-"""Circuits and their keys on disk, and what is done with them.
-
-A circuit is compiled once per model, settings, ezkl version and SRS, into ``workdir/zk/<content
-id>``, by one process of the machine at a time. When a file no longer matches the hashes written
-with it, the circuit is built again.
-"""
+"""What is done with a compiled circuit: prove, verify, and read what a proof shows."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike, NDArray
 
-from daifi_flows.encoding import canonical, cid_of, parse_json, sha256
-from daifi_flows.errors import DaifiError, EncodingError, ProofError
+from daifi_flows.errors import EncodingError, ProofError
+from daifi_flows.proofs.circuits._cache import FILES, VERIFIER_FILES, intact
 from daifi_flows.proofs.circuits._field import FIELD, poseidon, quantise, signed, to_hex, unsigned
-from daifi_flows.proofs.circuits._onnx import OnnxModel, Tensor, read_onnx, unshared
+from daifi_flows.proofs.circuits._onnx import Tensor
 from daifi_flows.proofs.circuits._process import WorkerError, ask, run_job
 from daifi_flows.proofs.circuits._settings import CircuitSettings, Limits
-from daifi_flows.proofs.circuits._srs import Srs, find_srs
+from daifi_flows.proofs.circuits._srs import Srs
 
-__all__ = ["MAX_PROOF_BYTES", "Circuit", "Public", "Snark", "Spent", "compile_circuit"]
+__all__ = ["MAX_PROOF_BYTES", "Circuit", "Public", "Snark", "Spent"]
 
 MAX_PROOF_BYTES: Final = 256 * 1024
-_FILES: Final = ("model.onnx", "settings.json", "circuit.ezkl", "vk", "pk")
-_VERIFIER_FILES: Final = ("settings.json", "vk")
 
 
 @dataclass(frozen=True)
@@ -137,7 +125,7 @@ class Circuit:
             (integers[tensor.name] * 2.0**-scale).tolist()
             for tensor, scale in zip(self.inputs, self.input_scales, strict=True)
         ]
-        self._check(_FILES)
+        self._check(FILES)
         limits = limits or self.limits
         request = {
             "do": "prove",
@@ -180,7 +168,7 @@ class Circuit:
             raise ProofError("this circuit does not commit to one input")
         if any(len(vector) != self.inputs[0].size for vector in vectors):
             raise EncodingError(f"a vector to commit to has not {self.inputs[0].size} values")
-        self._check(_VERIFIER_FILES)
+        self._check(VERIFIER_FILES)
         request = {
             "do": "commit",
             "settings": str((self.path / "settings.json").absolute()),
@@ -204,7 +192,7 @@ class Circuit:
         proof = snark.proof
         if not 64 <= len(proof) <= MAX_PROOF_BYTES or len(proof) % 32:
             return f"the proof is not whole words of 32 bytes, up to {MAX_PROOF_BYTES}"
-        self._check(_VERIFIER_FILES)
+        self._check(VERIFIER_FILES)
         request = {
             "do": "verify",
             "settings": str((self.path / "settings.json").absolute()),
@@ -314,7 +302,7 @@ class Circuit:
             EncodingError: see :meth:`quantise`.
             ProofError: see :meth:`prove`.
         """
-        self._check(_FILES)
+        self._check(FILES)
         exact: list[Any] = []
         for sample in inputs:
             integers = self.quantise(sample)
@@ -342,7 +330,7 @@ class Circuit:
         """
         if self.settings.param_visibility != "hashed":
             raise ProofError("the weights of this circuit are fixed, not hashed")
-        self._check(_FILES)
+        self._check(FILES)
         zeros = [[0.0] * tensor.size for tensor in self.inputs]
         circuit = str((self.path / "circuit.ezkl").absolute())
         answer = run_job({"do": "witness", "circuit": circuit, "inputs": [zeros]}, self.limits)
@@ -356,128 +344,7 @@ class Circuit:
 
     def _check(self, names: tuple[str, ...]) -> None:
         """Raises WorkerError when a file is not what was built: nobody is to blame for it."""
-        if not _intact(self.path, names):
+        if not intact(self.path, names):
             raise WorkerError(
                 f"files of the circuit {self.path} were damaged; they are built again next time"
             )
-
-
-def compile_circuit(
-    onnx: bytes | OnnxModel,
-    settings: CircuitSettings,
-    workdir: Path,
-    limits: Limits | None = None,
-) -> Circuit:
-    """The circuit of a model, from ``workdir``'s cache or built now (in a process of its own).
-
-    Both sides of a proof call this, each in its own ``workdir``: a verifier never uses keys that a
-    prover made.
-
-    Args:
-        onnx: a stranger's file; see :func:`read_onnx` for what is accepted.
-        limits: for compiling, and the circuit's default for proving.
-
-    Raises:
-        EncodingError: the file or a setting is out of bounds.
-        ProofError: ezkl cannot compile it so (too few rows, an operator it lacks), or took too
-            much time or memory.
-    """
-    model = onnx if isinstance(onnx, OnnxModel) else read_onnx(onnx)
-    limits = limits or Limits()
-    srs = find_srs(settings.check().logrows, workdir)
-    home = workdir / "zk" / _name(model.data, settings, srs)
-    if not _intact(home, _FILES):
-        locks = workdir / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(locks / f"{home.name}.lock", timeout=2 * limits.seconds):
-                if not _intact(home, _FILES):
-                    _build(home, model.data, settings, srs, limits)
-        except Timeout as error:
-            raise WorkerError(
-                f"another process has been building this circuit for {2 * limits.seconds:g} s"
-            ) from error
-    return _open(home, model, settings, srs, limits)
-
-
-def _name(onnx: bytes, settings: CircuitSettings, srs: Srs) -> str:
-    key = {
-        "onnx": sha256(onnx),
-        "settings": settings.plain(),
-        "ezkl": version("ezkl"),
-        "srs": srs.digest,
-    }
-    return cid_of(canonical(key), "dag-cbor")
-
-
-def _build(home: Path, onnx: bytes, settings: CircuitSettings, srs: Srs, limits: Limits) -> None:
-    building = home.with_name(f".{home.name}")
-    shutil.rmtree(building, ignore_errors=True)  # of a builder that was killed
-    building.mkdir(parents=True)
-    try:
-        (building / "model.onnx").write_bytes(
-            unshared(onnx) if settings.param_visibility == "fixed" else onnx
-        )
-        request = {
-            "do": "setup",
-            "home": str(building.absolute()),
-            "srs": str(srs.path.absolute()),
-            "run_args": settings.run_args(),
-        }
-        run_job(request, limits)
-        hashes = {name: sha256((building / name).read_bytes()).hex() for name in _FILES}
-        (building / "sha256.json").write_text(json.dumps(hashes))
-        shutil.rmtree(home, ignore_errors=True)
-        building.rename(home)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _open(
-    home: Path, model: OnnxModel, settings: CircuitSettings, srs: Srs, limits: Limits
-) -> Circuit:
-    ezkl = cast("dict[str, Any]", json.loads((home / "settings.json").read_bytes()))
-    circuit = Circuit(
-        path=home,
-        srs=srs,
-        settings=settings,
-        inputs=model.inputs,
-        outputs=model.outputs,
-        input_scales=tuple(ezkl["model_input_scales"]),
-        output_scales=tuple(ezkl["model_output_scales"]),
-        limits=limits,
-    )
-    counted = sum(int(np.prod(shape)) for shape in ezkl["model_instance_shapes"])
-    hashes = sum(ezkl["module_sizes"]["poseidon"][1])
-    if (
-        counted + hashes != circuit.size
-        or len(circuit.input_scales) != len(model.inputs)
-        or len(circuit.output_scales) != len(model.outputs)
-    ):
-        raise ProofError("ezkl reads other inputs or outputs from this model than its file names")
-    return circuit
-
-
-def _intact(home: Path, names: Sequence[str]) -> bool:
-    """Whether these files are those that were built."""
-    try:
-        stamps = tuple(
-            (name, item.st_ino, item.st_size, item.st_mtime_ns)
-            for name in (*names, "sha256.json")
-            for item in ((home / name).stat(),)
-        )
-        return _hashes_match(home, stamps)
-    except OSError:
-        return False
-
-
-@lru_cache(maxsize=512)
-def _hashes_match(home: Path, stamps: tuple[tuple[str, int, int, int], ...]) -> bool:
-    """Hash the files; the stamps stand for their content in the cache's key."""
-    try:
-        written = cast("dict[str, Any]", parse_json((home / "sha256.json").read_bytes()))
-        return all(
-            written[name] == sha256((home / name).read_bytes()).hex() for name, *_ in stamps[:-1]
-        )
-    except (OSError, KeyError, TypeError, DaifiError):
-        return False

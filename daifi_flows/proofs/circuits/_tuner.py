@@ -8,12 +8,9 @@ cost of a few hundred layouts from ezkl's own counts, and measures the best few.
 
 from __future__ import annotations
 
-import json
-import secrets
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
@@ -25,13 +22,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from daifi_flows.encoding import canonical, cid_of, parse_json, sha256
 from daifi_flows.errors import DaifiError, EncodingError, ProofError
-from daifi_flows.proofs.circuits._circuit import Spent, compile_circuit
+from daifi_flows.proofs.circuits._circuit import Spent
+from daifi_flows.proofs.circuits._compile import compile_circuit
 from daifi_flows.proofs.circuits._field import signed
+from daifi_flows.proofs.circuits._fit import run_trials, sized_layouts, write_json
 from daifi_flows.proofs.circuits._onnx import OnnxModel, read_onnx, unshared
 from daifi_flows.proofs.circuits._process import run_job
-from daifi_flows.proofs.circuits._search import Analysis, Cost, best_sizes, layouts, least
+from daifi_flows.proofs.circuits._search import Cost, layouts, least
 from daifi_flows.proofs.circuits._settings import (
-    MIN_LOGROWS,
     CircuitSettings,
     InputVisibility,
     Limits,
@@ -39,11 +37,10 @@ from daifi_flows.proofs.circuits._settings import (
 )
 from daifi_flows.proofs.circuits._srs import SHIPPED_LOGROWS
 
-__all__ = ["Tuned", "fit", "float_outputs", "tune"]
+__all__ = ["Tuned", "float_outputs", "tune"]
 
 _MAX_SAMPLES: Final = 32
 _MAX_SCALE: Final = 16
-_ALL_SIZES: Final = tuple(range(MIN_LOGROWS, 18))
 _NEVER: Final = 16
 """Rebase multiplier at which nothing is ever scaled back."""
 _WIDE: Final = (1 << 14, 8)
@@ -137,66 +134,8 @@ def tune(
             tuple(sizes),
             measure,
         )
-    _write(cached, asdict(tuned) | {"settings": tuned.settings.plain()})
+    write_json(cached, asdict(tuned) | {"settings": tuned.settings.plain()})
     return tuned
-
-
-def fit(
-    onnx: bytes,
-    settings: CircuitSettings,
-    workdir: Path,
-    *,
-    bits: int = 40,
-    limits: Limits | None = None,
-) -> CircuitSettings:
-    """``settings`` with the columns, rows and range checks predicted to be fastest.
-
-    Nothing is measured, so two parties with one version of ezkl get the same from the same model.
-
-    Args:
-        settings: visibilities, scales, rebase multiplier and ``check_ranges`` are kept.
-        bits: what integers that are decomposed must hold, sign not counted.
-
-    Raises:
-        EncodingError: the model or the settings are not usable.
-        ProofError: no layout of it fits 2^17 rows.
-    """
-    read_onnx(onnx)
-    key = {
-        "fit": settings.check().plain(),
-        "onnx": sha256(onnx),
-        "within": [bits, *SHIPPED_LOGROWS],
-        "ezkl": version("ezkl"),
-    }
-    cached = workdir / "zk" / "tuned" / f"{cid_of(canonical(key), 'dag-cbor')}.json"
-    with suppress(OSError, DaifiError):
-        return CircuitSettings.parse(parse_json(cached.read_bytes()))
-    options = layouts(settings, bits, (settings.input_visibility,))
-    with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
-        file.write(unshared(onnx) if settings.param_visibility == "fixed" else onnx)
-        file.flush()
-        trials = _run_trials(file.name, options, [], limits or Limits())
-    sized = _sized(options, trials, SHIPPED_LOGROWS) or _sized(options, trials, _ALL_SIZES)
-    if not sized:
-        problem = next((trial["error"] for trial in trials if "error" in trial), "too many rows")
-        raise ProofError(f"no circuit of this model fits 2^{_ALL_SIZES[-1]} rows: {problem}")
-    best = min(sized, key=lambda item: item[0].seconds)[1]
-    _write(cached, best.plain())
-    return best
-
-
-def _sized(
-    options: Sequence[CircuitSettings], trials: Sequence[Mapping[str, Any]], sizes: Sequence[int]
-) -> list[tuple[Cost, CircuitSettings]]:
-    """Each option that ezkl can lay out, at its best sizes."""
-    found: list[tuple[Cost, CircuitSettings]] = []
-    for option, trial in zip(options, trials, strict=True):
-        if "error" not in trial:
-            analysis = Analysis.of(trial["settings"])
-            if option.freivalds and not analysis.freivalds:
-                continue  # the same circuit as without
-            found += best_sizes(analysis, option, sizes)
-    return found
 
 
 def float_outputs(onnx: bytes, samples: Samples, limits: Limits) -> list[NDArray[np.float64]]:
@@ -274,7 +213,9 @@ class _Search:
             error = self._error(arithmetic)
             options = layouts(arithmetic, self._bits(arithmetic), visibilities)
             trials = self._trials(options)
-            sized = _sized(options, trials, sizes) or _sized(options, trials, _ALL_SIZES)
+            sized = sized_layouts(options, trials, sizes) or sized_layouts(
+                options, trials, ALL_SIZES
+            )
             candidates += [(cost, settings, error) for cost, settings in sized]
         if not candidates:
             raise ProofError(
@@ -391,22 +332,7 @@ class _Search:
         self, settings: Sequence[CircuitSettings], *, with_outputs: bool = False
     ) -> list[dict[str, Any]]:
         samples = self._samples if with_outputs else []
-        return _run_trials(str(self._path), settings, samples, self._limits)
-
-
-def _run_trials(
-    path: str,
-    settings: Sequence[CircuitSettings],
-    samples: Sequence[Sequence[NDArray[np.float64]]],
-    limits: Limits,
-) -> list[dict[str, Any]]:
-    request = {
-        "do": "trials",
-        "onnx": path,
-        "trials": [item.run_args() for item in settings],
-        "inputs": [[flat.tolist() for flat in sample] for sample in samples],
-    }
-    return run_job(request, limits)["trials"]
+        return run_trials(str(self._path), settings, samples, self._limits)
 
 
 def _diverse(
@@ -423,13 +349,6 @@ def _diverse(
 
 def _number(element: str) -> int:
     return signed(int.from_bytes(bytes.fromhex(element), "little"))
-
-
-def _write(cached: Path, value: Any) -> None:
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    temporary = cached.with_name(f".{cached.name}.{secrets.token_hex(4)}")
-    temporary.write_text(json.dumps(value))
-    temporary.replace(cached)
 
 
 def _read(cached: Path) -> Tuned | None:
