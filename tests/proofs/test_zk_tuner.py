@@ -230,3 +230,29 @@ def test_layouts_keep_the_arithmetic() -> None:
     sized = best_sizes(MLP, base, range(6, 18))
     assert len(sized) == 2
     assert sized[0][0].seconds <= sized[1][0].seconds
+
+
+def test_sizes_beyond_the_shipped_are_used_only_when_none_fits() -> None:
+    from daifi_flows.proofs.circuits._fit import sized_layouts
+
+    def trial(instances: int) -> dict[str, Any]:
+        return {
+            "settings": {
+                "run_args": {"lookup_range": [0, 0]},
+                "required_range_checks": [],
+                "required_lookups": [],
+                "module_sizes": {"poseidon": [0, [0]]},
+                "model_instance_shapes": [[instances]],
+                "total_assignments": 100,
+                "total_const_size": 10,
+                "einsum_params": {"total_einsum_col_size": 0},
+            }
+        }
+
+    options = [CircuitSettings()]
+    small = sized_layouts(options, [trial(10)], (10, 11))
+    assert {settings.logrows for _, settings in small} == {10, 11}
+    large = sized_layouts(options, [trial(5000)], (10, 11))
+    assert min(settings.logrows for _, settings in large) == 13
+    assert sized_layouts(options, [trial(1 << 20)], (10, 11)) == []
+    assert sized_layouts(options, [{"error": "no"}], (10, 11)) == []

@@ -213,9 +213,7 @@ class _Search:
             error = self._error(arithmetic)
             options = layouts(arithmetic, self._bits(arithmetic), visibilities)
             trials = self._trials(options)
-            sized = sized_layouts(options, trials, sizes) or sized_layouts(
-                options, trials, ALL_SIZES
-            )
+            sized = sized_layouts(options, trials, sizes)
             candidates += [(cost, settings, error) for cost, settings in sized]
         if not candidates:
             raise ProofError(
