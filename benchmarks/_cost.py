@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +98,12 @@ def figures() -> list[Figure]:
                 count = answer.execution.usage.output_tokens
                 spec = answer.claim.spec.model_copy(update={"scheme": scheme})
                 claim = replace(answer.claim, spec=spec)
-                prove = lambda s=scheme, c=claim, a=answer: get_scheme(s).prove(  # noqa: E731
-                    c, a.execution, folder
-                )
+                prove = partial(get_scheme(scheme).prove, claim, answer.execution, folder)
                 proving = statistics.median(_time(prove, 5))
                 kept = keeping * count if scheme == "toploc" else 0.0
                 overheads.append((proving + kept + max(extra, 0.0) * count) / answer.seconds * 100)
                 proof = make_proof(claim, answer.execution, NODE, folder)
-                check = lambda c=claim, p=proof: verify_proof(  # noqa: E731
-                    c, p, reference, folder
-                )
+                check = partial(verify_proof, claim, proof, reference, folder)
                 assert check().outcome == "valid"
                 verifier[scheme].append(statistics.median(_time(check, 3)) / answer.seconds * 100)
         speeds = [each.execution.usage.output_tokens / each.seconds for each in answers]

@@ -234,6 +234,6 @@ def _check(request: StepRequest) -> None:
             f"{_MAX_BLOBS} are carried"
         )
     try:
-        check_scheme(request.model.engine, request.scheme)
+        check_scheme(request.model.engine, request.scheme, request.sampling)
     except (EngineError, ProofError) as error:
         raise ConfigError(f"step {request.name!r}: {error}") from error

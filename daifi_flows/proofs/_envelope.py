@@ -12,7 +12,7 @@ from daifi_flows.encoding import keccak256, tagged_hash
 from daifi_flows.errors import DaifiError, KeyMaterialError, ProofError
 from daifi_flows.keys import Account, recover_address
 from daifi_flows.proofs._registry import get_scheme
-from daifi_flows.proofs._scheme import Claim, Outcome, Reference, Verdict
+from daifi_flows.proofs._scheme import Claim, Reference, Verdict, cannot_tell, invalid
 
 __all__ = ["MAX_PAYLOAD_BYTES", "make_proof", "transcript_of", "verify_proof"]
 
@@ -44,6 +44,8 @@ def make_proof(claim: Claim, execution: Execution, account: Account, workdir: Pa
             f"{spec.scheme} needs {' and '.join(missing)} of the engine as evidence; "
             f"{spec.model.engine} gave none: choose another scheme"
         )
+    if fault := scheme.refuses(spec.sampling):
+        raise ProofError(f"{spec.scheme} cannot prove this step: {fault}")
     payload = scheme.prove(replace(claim, output=execution.output), execution, workdir)
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise ProofError(
@@ -79,16 +81,17 @@ def verify_proof(claim: Claim, proof: Proof, reference: Reference | None, workdi
     """
     fault = _generic_fault(claim, proof)
     if fault is not None:
-        return Verdict(Outcome.INVALID, 0, fault)
+        return invalid(fault)
     try:
-        return get_scheme(proof.scheme).verify(claim, proof, reference, workdir)
+        scheme = get_scheme(proof.scheme)
+        if fault := scheme.refuses(claim.spec.sampling):
+            return cannot_tell(f"{proof.scheme} cannot prove such a step: {fault}")
+        return scheme.verify(claim, proof, reference, workdir)
     except DaifiError as error:
-        return Verdict(Outcome.CANNOT_TELL, 0, str(error))
+        return cannot_tell(str(error))
     except Exception as error:  # a verifier must outlive whatever its engine raises
         _log.exception("scheme %s failed while verifying", proof.scheme)
-        return Verdict(
-            Outcome.CANNOT_TELL, 0, f"verification failed here: {type(error).__name__}: {error}"
-        )
+        return cannot_tell(f"verification failed here: {type(error).__name__}: {error}")
 
 
 def transcript_of(scheme: str, task_id: bytes, output_cid: str, payload: bytes) -> bytes:

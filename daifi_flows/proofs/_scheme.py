@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
-from daifi_flows.cnft import Content, Execution, Materials, Proof, TaskSpec
+from daifi_flows.cnft import Content, Execution, Materials, Proof, Sampling, TaskSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 
     from daifi_flows.proofs.calibration import Calibration
 
-__all__ = ["Claim", "Outcome", "Prefill", "Reference", "Scheme", "Verdict"]
+__all__ = [
+    "Claim",
+    "Outcome",
+    "Prefill",
+    "Reference",
+    "Scheme",
+    "Verdict",
+    "cannot_tell",
+    "invalid",
+]
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,16 @@ class Verdict:
     confidence_ppm: int
     reason: str
     reexecuted: Content | None = None
+
+
+def invalid(reason: str) -> Verdict:
+    """The node is accused."""
+    return Verdict(Outcome.INVALID, 0, reason)
+
+
+def cannot_tell(reason: str) -> Verdict:
+    """Nobody is accused."""
+    return Verdict(Outcome.CANNOT_TELL, 0, reason)
 
 
 @dataclass(frozen=True)
@@ -141,6 +160,13 @@ class Scheme(Protocol):
     needs: ClassVar[frozenset[str]]
     """Keys of ``execution.evidence`` without which :meth:`prove` refuses. A step whose engine does
     not give them is refused before any money moves."""
+
+    def refuses(self, sampling: Sampling | None) -> str | None:
+        """Why no step with this sampler can be proven, whatever the evidence; ``None`` when it can.
+
+        Asked before any money moves, and by the envelope before :meth:`prove` and :meth:`verify`.
+        """
+        ...
 
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """The payload.

@@ -42,6 +42,7 @@ from daifi_flows.proofs.circuits import (
     CircuitSettings,
     Limits,
     Snark,
+    check_proof,
     compile_circuit,
     find_srs,
     quantise,
@@ -133,10 +134,7 @@ class Slice:
             raise EncodingError(f"scores are not 1 to {MAX_CANDIDATES}")
         if any(type(item) is not int or abs(item) > MAX_SCORE for item in scores):
             raise EncodingError("scores are not integers in range")
-        if not isinstance(proof, bytes) or not _POINT_BYTES < len(proof) <= _MAX_PROOF:
-            raise EncodingError(f"proof is not bytes, up to {_MAX_PROOF}")
-        if len(proof) % 32:
-            raise EncodingError("proof is not whole words of 32 bytes")
+        check_proof(proof, _MAX_PROOF)
 
 
 def commit(hidden: NDArray[np.float32], workdir: Path) -> SliceCommitment:

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 from daifi_flows.cnft import Content, Execution, Sampling, Statement, TaskSpec
 from daifi_flows.errors import EncodingError, ModelError, ProofError
-from daifi_flows.proofs._scheme import Claim, Outcome, Prefill, Reference, Verdict
+from daifi_flows.proofs._scheme import Claim, Prefill, Reference, Verdict, cannot_tell, invalid
 
 __all__ = [
     "MAX_OUTPUT_TOKENS",
@@ -18,10 +18,9 @@ __all__ = [
     "MAX_TOKENS_BYTES",
     "Reading",
     "Tokens",
-    "cannot_tell",
-    "invalid",
     "parse_tokens",
     "read_tokens",
+    "refuses",
     "tokens_of",
 ]
 
@@ -79,8 +78,8 @@ def tokens_of(claim: Claim, execution: Execution, scheme: str) -> Tokens:
     """The tokens in ``execution.evidence``, under ``prompt_tokens`` and ``output_tokens``.
 
     Raises:
-        ProofError: the spec has no sampling, the evidence is missing or out of bounds, or
-            ``execution.usage`` counts other tokens.
+        ProofError: the evidence is missing or out of bounds, or ``execution.usage`` counts other
+            tokens.
     """
     try:
         prompt = [int(token) for token in execution.evidence["prompt_tokens"]]
@@ -141,7 +140,7 @@ def read_tokens(
         return cannot_tell(f"the prompt cannot be built here: {error}")
     if tokens.prompt != honest_prompt:
         return invalid("the prompt tokens are not what the chat template gives")
-    assert spec.sampling is not None  # _fault refused the rest
+    assert spec.sampling is not None  # the envelope refused the rest
     try:
         ends = reference.end_tokens(spec)
         if fault := _ending_fault(tokens.output, ends, spec.sampling.max_tokens):
@@ -157,20 +156,14 @@ def read_tokens(
     return Reading(spec.sampling, tokens, prefill, claim, reference, ends)
 
 
-def invalid(reason: str) -> Verdict:
-    """The node is accused."""
-    return Verdict(Outcome.INVALID, 0, reason)
-
-
-def cannot_tell(reason: str) -> Verdict:
-    """Nobody is accused."""
-    return Verdict(Outcome.CANNOT_TELL, 0, reason)
+def refuses(sampling: Sampling | None) -> str | None:
+    """Why tokens of a step with this sampler cannot be checked; ``None`` when they can."""
+    return "the task has no sampling parameters" if sampling is None else None
 
 
 def _fault(spec: TaskSpec, tokens: Tokens) -> str | None:
     prompt, output = tokens.prompt, tokens.output
-    if spec.sampling is None:
-        return "the spec has no sampling parameters"
+    assert spec.sampling is not None  # the envelope refused the rest
     if not 1 <= len(prompt) <= MAX_PROMPT_TOKENS:
         return f"{len(prompt)} prompt tokens; 1 to {MAX_PROMPT_TOKENS} are allowed"
     limit = min(MAX_OUTPUT_TOKENS, spec.sampling.max_tokens)

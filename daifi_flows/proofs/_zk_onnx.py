@@ -14,7 +14,7 @@ from daifi_flows.cnft import PPM, Content, Execution, Proof
 from daifi_flows.encoding import canonical, decode_canonical
 from daifi_flows.errors import EncodingError, ProofError
 from daifi_flows.proofs._onnx_task import OnnxTask, find_model, read_outputs, read_task
-from daifi_flows.proofs._scheme import Claim, Outcome, Verdict
+from daifi_flows.proofs._scheme import Claim, Outcome, Verdict, cannot_tell, invalid
 from daifi_flows.proofs.circuits import (
     FIELD,
     MAX_PROOF_BYTES,
@@ -22,6 +22,7 @@ from daifi_flows.proofs.circuits import (
     CircuitSettings,
     Public,
     Snark,
+    check_proof,
     compile_circuit,
     fit,
     onnx_digest,
@@ -101,37 +102,35 @@ def verify_onnx(claim: Claim, proof: Proof, workdir: Path) -> Verdict:
     try:
         payload = _parse(proof.payload)
     except EncodingError as error:
-        return _verdict(Outcome.INVALID, f"the payload is malformed: {error}")
+        return invalid(f"the payload is malformed: {error}")
     if claim.input is None or claim.output is None:
-        return _verdict(Outcome.CANNOT_TELL, "the input or output was not opened here")
+        return cannot_tell("the input or output was not opened here")
     try:
         task = read_task(claim.input)
     except EncodingError as error:
-        return _verdict(Outcome.CANNOT_TELL, f"the task cannot be proven: {error}")
+        return cannot_tell(f"the task cannot be proven: {error}")
     found = find_model(claim.spec.model.digest, claim.materials)
     if found is None:
-        return _verdict(Outcome.CANNOT_TELL, "the model's ONNX file is not among the materials")
+        return cannot_tell("the model's ONNX file is not among the materials")
     onnx, expected = found
     try:
         settings = _settings(task, onnx, workdir, expected)
         if payload.settings != settings:
-            return _verdict(Outcome.INVALID, "the proof is of another circuit than the task's")
+            return invalid("the proof is of another circuit than the task's")
         circuit = compile_circuit(onnx, settings, workdir)
         if payload.srs != circuit.srs.digest:
-            return _verdict(
-                Outcome.CANNOT_TELL, "the proof was made under another SRS than the one at hand"
-            )
+            return cannot_tell("the proof was made under another SRS than the one at hand")
         outputs = _named_outputs(circuit, payload.outputs)
         if outputs is None:
-            return _verdict(Outcome.INVALID, "the payload has another number of outputs")
+            return invalid("the payload has another number of outputs")
         public = _public(circuit, task, outputs, expected, None)
         instances = circuit.write(public)
     except EncodingError as error:  # the payload was fine: this is about the model or the input
-        return _verdict(Outcome.CANNOT_TELL, f"the task cannot be proven: {error}")
+        return cannot_tell(f"the task cannot be proven: {error}")
     if fault := _output_fault(claim.output, circuit, outputs, task.max_error):
-        return _verdict(Outcome.INVALID, fault)
+        return invalid(fault)
     if fault := circuit.verify(Snark(payload.proof, instances)):
-        return _verdict(Outcome.INVALID, f"the SNARK does not hold: {fault}")
+        return invalid(f"the SNARK does not hold: {fault}")
     if settings.input_visibility == "private":
         return Verdict(
             Outcome.VALID,
@@ -244,10 +243,5 @@ def _parse(payload: bytes) -> _Payload:
     )
     if any(element >= FIELD for element in elements):
         raise EncodingError("an output is not a field element")
-    if not isinstance(proof, bytes) or not 64 <= len(proof) <= MAX_PROOF_BYTES or len(proof) % 32:
-        raise EncodingError(f"proof is not whole words of 32 bytes, up to {MAX_PROOF_BYTES}")
+    check_proof(proof)
     return _Payload(srs, settings, elements, proof)
-
-
-def _verdict(outcome: Outcome, reason: str) -> Verdict:
-    return Verdict(outcome, 0, reason)

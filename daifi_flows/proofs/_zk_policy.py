@@ -24,8 +24,15 @@ from daifi_flows.proofs._policy import (
     scores,
     write_policy,
 )
-from daifi_flows.proofs._scheme import Claim, Outcome, Reference, Verdict
-from daifi_flows.proofs.circuits import Circuit, CircuitSettings, Public, Snark, compile_circuit
+from daifi_flows.proofs._scheme import Claim, Outcome, Reference, Verdict, cannot_tell, invalid
+from daifi_flows.proofs.circuits import (
+    Circuit,
+    CircuitSettings,
+    Public,
+    Snark,
+    check_proof,
+    compile_circuit,
+)
 
 __all__ = ["POLICY_SETTINGS", "policy_circuit", "prove_policy", "verify_policy"]
 
@@ -125,30 +132,30 @@ def verify_policy(
     try:
         payload = _parse(proof.payload)
     except EncodingError as error:
-        return _invalid(f"the payload is malformed: {error}")
+        return invalid(f"the payload is malformed: {error}")
     if output is None:
-        return _cannot_tell("the output is private and was not opened here")
+        return cannot_tell("the output is private and was not opened here")
     weights = _weights(spec, materials)
     if isinstance(weights, str):
-        return _cannot_tell(weights)
+        return cannot_tell(weights)
     quantised = quantise_weights(weights)
     if payload.outputs != scores(payload.vector, quantised):
-        return _invalid("the claimed scores are not the policy's on the claimed vector")
+        return invalid("the claimed scores are not the policy's on the claimed vector")
     if fault := _output_fault(output, payload.outputs, _tools(input)):
-        return _invalid(fault)
+        return invalid(fault)
     untied: str | None = "the input is private and was not opened here"
     if input is not None:
         untied = _tie(input, payload.vector, weights, reference)
         if isinstance(untied, _Accusation):
-            return _invalid(untied)
+            return invalid(untied)
         if isinstance(untied, _Mismatch):
-            return _cannot_tell(untied)
+            return cannot_tell(untied)
     circuit = policy_circuit(quantised, workdir)
     if payload.srs != circuit.srs.digest:
-        return _cannot_tell("the proof was made under another SRS than the one at hand")
+        return cannot_tell("the proof was made under another SRS than the one at hand")
     instances = circuit.write(_public(payload.vector, payload.outputs))
     if fault := circuit.verify(Snark(payload.proof, instances)):
-        return _invalid(f"the SNARK does not hold: {fault}")
+        return invalid(f"the SNARK does not hold: {fault}")
     if untied is not None:
         return Verdict(
             Outcome.VALID,
@@ -284,14 +291,5 @@ def _parse(payload: bytes) -> _Payload:
         raise EncodingError(f"outputs is not a list of 1 to {MAX_TOOLS}")
     if any(type(item) is not int or abs(item) > _MAX_SCORE for item in cast("list[Any]", outputs)):
         raise EncodingError("outputs are not integers in range")
-    if not isinstance(proof, bytes) or not 64 <= len(proof) <= _MAX_PROOF or len(proof) % 32:
-        raise EncodingError(f"proof is not whole words of 32 bytes, up to {_MAX_PROOF}")
+    check_proof(proof, _MAX_PROOF)
     return _Payload(srs, vector, cast("list[int]", outputs), proof)
-
-
-def _invalid(reason: str) -> Verdict:
-    return Verdict(Outcome.INVALID, 0, str(reason))
-
-
-def _cannot_tell(reason: str) -> Verdict:
-    return Verdict(Outcome.CANNOT_TELL, 0, str(reason))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from daifi_flows.cnft import PPM, Content, Execution, Proof
+from daifi_flows.cnft import PPM, Content, Execution, Proof, Sampling
 from daifi_flows.encoding import decode_canonical_json
 from daifi_flows.errors import EncodingError, ModelError
 from daifi_flows.proofs._compare import Match, compare_json
-from daifi_flows.proofs._scheme import Claim, Outcome, Reference, Verdict
+from daifi_flows.proofs._scheme import Claim, Outcome, Reference, Verdict, cannot_tell, invalid
 
 __all__ = ["DigestScheme"]
 
@@ -41,6 +41,10 @@ class DigestScheme:
     name: ClassVar[str] = "digest"
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    def refuses(self, sampling: Sampling | None) -> str | None:
+        """Nothing: no sampler takes part."""
+        del sampling
+
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """Nothing: the envelope commits to the output."""
         del claim, execution, workdir
@@ -52,20 +56,18 @@ class DigestScheme:
         """Run the step again on ``reference`` and compare with ``output``."""
         del workdir
         if proof.payload:
-            return Verdict(Outcome.INVALID, 0, "a digest proof has no payload, this one has")
+            return invalid("a digest proof has no payload, this one has")
         spec, input, output, materials = claim.spec, claim.input, claim.output, claim.materials
         if input is None or output is None:
-            return Verdict(
-                Outcome.CANNOT_TELL, 0, "the input or output is private and was not opened here"
-            )
+            return cannot_tell("the input or output is private and was not opened here")
         if reference is None:
-            return Verdict(Outcome.CANNOT_TELL, 0, "no model is at hand to run the step again")
+            return cannot_tell("no model is at hand to run the step again")
         if missing := reference.missing(spec, materials):
-            return Verdict(Outcome.CANNOT_TELL, 0, f"the step cannot be run again here: {missing}")
+            return cannot_tell(f"the step cannot be run again here: {missing}")
         try:
             again = reference.reexecute(spec, input, materials)
         except ModelError as error:
-            return Verdict(Outcome.CANNOT_TELL, 0, f"the step cannot be run again here: {error}")
+            return cannot_tell(f"the step cannot be run again here: {error}")
         match, where = _compare(output, again)
         if match is Match.EXACT:
             return Verdict(Outcome.VALID, PPM, "re-execution gives the same bytes", again)

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from daifi_flows.cnft import Execution, Proof
+from daifi_flows.cnft import Execution, Proof, Sampling
 from daifi_flows.encoding import canonical, decode_canonical
 from daifi_flows.errors import EncodingError, ModelError
-from daifi_flows.proofs._scheme import Claim, Reference, Verdict
+from daifi_flows.proofs._scheme import Claim, Reference, Verdict, cannot_tell, invalid
 from daifi_flows.proofs._tokens import (
     MAX_TOKENS_BYTES,
     Reading,
     Tokens,
-    cannot_tell,
-    invalid,
     parse_tokens,
     read_tokens,
+    refuses,
     tokens_of,
 )
 from daifi_flows.proofs.evidence import judge
@@ -52,12 +51,16 @@ class TokenDifrScheme:
     name: ClassVar[str] = "token-difr"
     needs: ClassVar[frozenset[str]] = frozenset({"prompt_tokens", "output_tokens"})
 
+    def refuses(self, sampling: Sampling | None) -> str | None:
+        """Steps without sampling parameters."""
+        return refuses(sampling)
+
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """The token ids, from ``execution.evidence["prompt_tokens"]`` and ``["output_tokens"]``.
 
         Raises:
-            ProofError: the spec has no sampling, the evidence is missing or out of bounds, or
-                ``execution.usage`` counts other tokens.
+            ProofError: the evidence is missing or out of bounds, or ``execution.usage`` counts
+                other tokens.
         """
         del workdir
         return canonical(tokens_of(claim, execution, self.name).fields())
@@ -84,7 +87,10 @@ def token_verdict(claim: Claim, reading: Reading, reference: Reference) -> Verdi
         calibration = reference.calibration(claim.spec)
     except ModelError as error:
         return cannot_tell(f"the tokens cannot be judged here: {error}")
-    finding = judge(reading.prefill.logits, reading.tokens.output, reading.sampling, calibration)
+    logits = reading.prefill.logits
+    if logits.ndim != 2 or logits.shape[1] <= max(reading.tokens.output):
+        return cannot_tell("the model here gave no logits for some of these tokens")
+    finding = judge(logits, reading.tokens.output, reading.sampling, calibration)
     if finding is None:
         return cannot_tell("the model here gave no usable logits for these tokens")
     return Verdict(

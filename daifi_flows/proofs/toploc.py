@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 
-from daifi_flows.cnft import Execution, Proof
+from daifi_flows.cnft import Execution, Proof, Sampling
 from daifi_flows.encoding import canonical, decode_canonical
 from daifi_flows.errors import EncodingError, ModelError, ProofError
 from daifi_flows.proofs._fingerprint import (
@@ -17,16 +17,15 @@ from daifi_flows.proofs._fingerprint import (
     compare,
     fingerprint,
 )
-from daifi_flows.proofs._scheme import Claim, Outcome, Reference, Verdict
+from daifi_flows.proofs._scheme import Claim, Outcome, Reference, Verdict, cannot_tell, invalid
 from daifi_flows.proofs._tokens import (
     MAX_OUTPUT_TOKENS,
     MAX_TOKENS_BYTES,
     Reading,
     Tokens,
-    cannot_tell,
-    invalid,
     parse_tokens,
     read_tokens,
+    refuses,
     tokens_of,
 )
 from daifi_flows.proofs.activations import ActivationFinding, judge_activations
@@ -59,6 +58,10 @@ class ToplocScheme:
 
     name: ClassVar[str] = "toploc"
     needs: ClassVar[frozenset[str]] = frozenset({"prompt_tokens", "output_tokens", "activations"})
+
+    def refuses(self, sampling: Sampling | None) -> str | None:
+        """Steps without sampling parameters."""
+        return refuses(sampling)
 
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """The token ids, and fingerprints of ``execution.evidence["activations"]``.

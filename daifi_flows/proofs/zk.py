@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Final
 
-from daifi_flows.cnft import Execution, Proof, TaskSpec
+from daifi_flows.cnft import Execution, Proof, Sampling, TaskSpec
 from daifi_flows.proofs._scheme import Claim, Reference, Verdict
 from daifi_flows.proofs._zk_onnx import prove_onnx, verify_onnx
 from daifi_flows.proofs._zk_policy import prove_policy, verify_policy
@@ -48,6 +48,10 @@ class ZkScheme:
 
     name: ClassVar[str] = "zk"
     needs: ClassVar[frozenset[str]] = frozenset({"onnx"})
+
+    def refuses(self, sampling: Sampling | None) -> str | None:
+        """Nothing: no sampler takes part."""
+        del sampling
 
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """Prove ``execution.evidence``: ``onnx`` (bytes), with ``input`` (float32 ``[1, 384]``) for

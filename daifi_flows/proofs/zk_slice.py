@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from daifi_flows.cnft import Execution, Proof, TaskSpec
+from daifi_flows.cnft import Execution, Proof, Sampling, TaskSpec
 from daifi_flows.encoding import canonical, decode_canonical, tagged_hash
 from daifi_flows.errors import EncodingError, ModelError, ProofError
-from daifi_flows.proofs._scheme import Claim, Outcome, Reference, Verdict
+from daifi_flows.proofs._scheme import Claim, Outcome, Reference, Verdict, cannot_tell, invalid
 from daifi_flows.proofs._slice import (
     MAX_CANDIDATES,
     MAX_WIDTH,
@@ -32,10 +32,9 @@ from daifi_flows.proofs._slice import (
 from daifi_flows.proofs._tokens import (
     Reading,
     Tokens,
-    cannot_tell,
-    invalid,
     parse_tokens,
     read_tokens,
+    refuses,
     tokens_of,
 )
 from daifi_flows.proofs.sampling import gumbel
@@ -113,18 +112,22 @@ class ZkSliceScheme:
         {"prompt_tokens", "output_tokens", "activations", "output_layer"}
     )
 
+    def refuses(self, sampling: Sampling | None) -> str | None:
+        """Steps without sampling parameters, and those with top-k or top-p."""
+        if sampling is not None and (sampling.top_k, sampling.top_p_ppm) != (None, None):
+            return "top-k and top-p hang on more tokens than a slice shows"
+        return refuses(sampling)
+
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """Commit to ``execution.evidence["activations"]`` ``[output, width]``, then prove the
         position that is drawn, with rows of ``["output_layer"]`` (:class:`OutputLayer`).
 
         Raises:
-            ProofError: the evidence is missing, misshapen or not finite; the sampler has top-k or
-                top-p; the token drawn is not the best one; or ezkl fails.
+            ProofError: the evidence is missing, misshapen or not finite; the token drawn is not the
+                best one; or ezkl fails.
         """
         spec = claim.spec
         tokens = tokens_of(claim, execution, self.name)
-        if fault := _uncovered(spec):
-            raise ProofError(f"zk-slice cannot prove this step: {fault}; choose token-difr")
         layer = execution.evidence.get("output_layer")
         if not isinstance(layer, OutputLayer):
             raise ProofError("zk-slice needs the engine's output_layer as evidence")
@@ -167,8 +170,6 @@ class ZkSliceScheme:
         early = read_tokens(claim, proof.statement, payload.tokens, None)
         if isinstance(early, Verdict) and early.outcome is Outcome.INVALID:
             return early
-        if fault := _uncovered(claim.spec):
-            return cannot_tell(fault)
         if reference is None:
             return cannot_tell("no output layer is at hand to compare the proven rows with")
         if missing := reference.missing(claim.spec, claim.materials):
@@ -237,19 +238,12 @@ def _beacon(spec: TaskSpec, tokens: Tokens) -> bytes:
     return tagged_hash("daifi/slice-tokens/1", {"task_id": spec.task_id, **tokens.fields()})
 
 
-def _uncovered(spec: TaskSpec) -> str | None:
-    sampling = spec.sampling
-    if sampling is not None and (sampling.top_k, sampling.top_p_ppm) != (None, None):
-        return "top-k and top-p hang on more tokens than a slice shows"
-    return None
-
-
 def _noised(
     spec: TaskSpec, scores: NDArray[np.float64], tokens: Sequence[int], position: int
 ) -> NDArray[np.float64]:
     """Scores with the position's noise, in logits; see :mod:`~daifi_flows.proofs.sampling`."""
     sampling = spec.sampling
-    assert sampling is not None  # read_tokens and tokens_of refuse the rest
+    assert sampling is not None  # the envelope refused the rest
     if sampling.temperature_ppm == 0:
         return scores
     noise = gumbel(sampling.seed, position, max(tokens) + 1)[list(tokens)]

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
+from daifi_flows.cnft import Sampling
 from daifi_flows.errors import EngineError, ProofError
 from daifi_flows.proofs import get_scheme, scheme_names
 from daifi_flows.ray_mesh.engines._engine import Engine
@@ -28,42 +29,43 @@ _CLASSES: Final = {
 }
 
 
-def check_scheme(engine: str, scheme: str) -> None:
+def check_scheme(engine: str, scheme: str, sampling: Sampling | None = None) -> None:
     """Whether steps of ``engine`` can be proven by ``scheme``. Imports nothing heavy: whoever
     pays asks before the escrow is opened.
 
     Raises:
         EngineError: no engine has that name.
-        ProofError: no scheme has that name, or the engine does not give the evidence it needs;
-            says which schemes would do.
+        ProofError: no scheme has that name, the engine does not give the evidence it needs, or the
+            scheme refuses the sampler; says which schemes would do.
 
-    >>> check_scheme("transformers", "token-difr")
+    >>> check_scheme("transformers", "token-difr", Sampling())
     >>> check_scheme("function", "toploc")
     Traceback (most recent call last):
     ...
     daifi_flows.errors.ProofError: engine 'function' cannot be proven by 'toploc': it gives no \
 activations, output_tokens, prompt_tokens; choose digest
     """
-    if fault := _unfit(engine, scheme):
-        fit = [name for name in scheme_names() if _usable(engine, name)]
+    if fault := _unfit(engine, scheme, sampling):
+        fit = [name for name in scheme_names() if _usable(engine, name, sampling)]
         raise ProofError(
             f"engine {engine!r} cannot be proven by {scheme!r}: {fault}; choose "
             f"{' or '.join(fit) or 'another engine'}"
         )
 
 
-def _unfit(engine: str, scheme: str) -> str | None:
-    lacking = get_scheme(scheme).needs - _evidence(engine)
+def _unfit(engine: str, scheme: str, sampling: Sampling | None) -> str | None:
+    found = get_scheme(scheme)
+    lacking = found.needs - _evidence(engine)
     if lacking:
         return f"it gives no {', '.join(sorted(lacking))}"
     if scheme == "digest" and engine not in RECOMPUTED:  # needs no evidence but a second run
         return "its outputs are not the same to the byte on other hardware"
-    return None
+    return found.refuses(sampling)
 
 
-def _usable(engine: str, scheme: str) -> bool:
+def _usable(engine: str, scheme: str, sampling: Sampling | None) -> bool:
     try:
-        return _unfit(engine, scheme) is None
+        return _unfit(engine, scheme, sampling) is None
     except ProofError:  # a third party's scheme that cannot be loaded
         return False
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from daifi_flows.cnft import Content, Sampling, Usage
+from daifi_flows.cnft import Content, Usage
 from daifi_flows.encoding import canonical, decode_canonical
 from daifi_flows.errors import EncodingError, ModelError, ProofError
 from daifi_flows.proofs import Outcome, Prefill
@@ -172,7 +172,9 @@ def test_what_cannot_be_prefilled_cannot_be_told(
         case.execution.evidence["prompt_tokens"],
         case.execution.evidence["output_tokens"],
     ).logits
-    for bad in (np.full_like(logits, np.nan), logits[:-1], np.full_like(logits, np.inf)):
+    narrow = logits[:, : max(case.execution.evidence["output_tokens"])]
+    infinite = np.full_like(logits, np.inf)
+    for bad in (np.full_like(logits, np.nan), logits[:-1], infinite, narrow, narrow[:, :0]):
         monkeypatch.setattr(honest, "prefill", lambda *_, bad=bad: Prefill(bad))
         assert case.verify(proof).outcome is Outcome.CANNOT_TELL
 
@@ -210,4 +212,12 @@ def test_a_spec_without_sampling_is_refused(llm_case: Any, kit: Any) -> None:
     bare = replace(case, spec=kit.build_spec(case.input, "token-difr"))
     with pytest.raises(ProofError, match="sampling"):
         bare.prove()
-    assert Sampling().temperature_ppm == 0
+    honest_proof = case.prove()
+    proof = bare.forge(
+        honest_proof,
+        honest_proof.payload,
+        **{"task_id": bare.spec.task_id, "model_digest": bare.spec.model.digest},
+    )
+    verdict = bare.verify(proof)  # the buyer's mistake: nobody to accuse
+    assert verdict.outcome is Outcome.CANNOT_TELL
+    assert "sampling" in verdict.reason

@@ -55,7 +55,7 @@ def step(
 
 
 def test_the_engine_gives_what_the_scheme_needs() -> None:
-    check_scheme("transformers", "zk-slice")
+    check_scheme("transformers", "zk-slice", Sampling())
 
 
 @pytest.mark.parametrize("temperature_ppm", [0, 700_000], ids=["greedy", "sampled"])

@@ -13,6 +13,7 @@ from daifi_flows.proofs.circuits._circuit import (
     Public,
     Snark,
     Spent,
+    check_proof,
 )
 from daifi_flows.proofs.circuits._compile import compile_circuit
 from daifi_flows.proofs.circuits._field import FIELD, dequantise, poseidon, quantise
@@ -47,6 +48,7 @@ __all__ = [
     "Tuned",
     "WorkerError",
     "adopt_srs",
+    "check_proof",
     "compile_circuit",
     "dequantise",
     "find_srs",

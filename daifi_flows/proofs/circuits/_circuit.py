@@ -18,7 +18,7 @@ from daifi_flows.proofs.circuits._process import WorkerError, ask, run_job
 from daifi_flows.proofs.circuits._settings import CircuitSettings, Limits
 from daifi_flows.proofs.circuits._srs import Srs
 
-__all__ = ["MAX_PROOF_BYTES", "Circuit", "Public", "Snark", "Spent"]
+__all__ = ["MAX_PROOF_BYTES", "Circuit", "Public", "Snark", "Spent", "check_proof"]
 
 MAX_PROOF_BYTES: Final = 256 * 1024
 
@@ -45,6 +45,16 @@ class Snark:
     proof: bytes
     instances: tuple[int, ...]
     spent: Spent | None = None
+
+
+def check_proof(proof: object, limit: int = MAX_PROOF_BYTES) -> None:
+    """Whether ``proof`` can be a Halo2 proof of up to ``limit`` bytes.
+
+    Raises:
+        EncodingError: not bytes, too short or long, or not whole words of 32 bytes.
+    """
+    if not isinstance(proof, bytes) or not 64 < len(proof) <= limit or len(proof) % 32:
+        raise EncodingError(f"proof is not whole words of 32 bytes, more than 64 and up to {limit}")
 
 
 @dataclass(frozen=True)
@@ -190,8 +200,10 @@ class Circuit:
         if any(not 0 <= value < FIELD for value in snark.instances):
             return "a public integer is not a field element"
         proof = snark.proof
-        if not 64 <= len(proof) <= MAX_PROOF_BYTES or len(proof) % 32:
-            return f"the proof is not whole words of 32 bytes, up to {MAX_PROOF_BYTES}"
+        try:
+            check_proof(proof)
+        except EncodingError as error:
+            return str(error)
         self._check(VERIFIER_FILES)
         request = {
             "do": "verify",

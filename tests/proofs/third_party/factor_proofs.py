@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
-from daifi_flows.cnft import PPM, Content, Execution, Proof
+from daifi_flows.cnft import PPM, Content, Execution, Proof, Sampling
 from daifi_flows.encoding import canonical, decode_canonical
 from daifi_flows.errors import EncodingError, ProofError
 from daifi_flows.proofs import Claim, Outcome, Reference, Verdict
@@ -30,6 +30,10 @@ class FactorsScheme:
 
     name: ClassVar[str] = "factors"
     needs: ClassVar[frozenset[str]] = frozenset({"factors"})
+
+    def refuses(self, sampling: Sampling | None) -> str | None:
+        """Nothing: no sampler takes part."""
+        del sampling
 
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """The factors, from ``execution.evidence["factors"]``.
