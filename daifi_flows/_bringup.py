@@ -200,7 +200,7 @@ def _node_configs(home: Home, settings: Settings, dishonest: Sequence[str]) -> l
     """This machine's nodes: the honest ones, and on demand cheats that undercut them."""
     from daifi_flows.ray_mesh import NodeConfig, resolve, resolve_llm
 
-    engines = ["transformers", "retrieval", "onnx-policy", "function"]
+    engines = ["transformers", "retrieval", "onnx", "onnx-policy", "function"]
     if find_spec("vllm") is not None:
         engines.append("vllm")
     llm = resolve_llm(settings, None, None)

@@ -323,7 +323,7 @@ class Execution:
                 attempt=task.attempt,
                 input=self.input,
                 result=result,
-                materials=self.request.materials,
+                materials=self.request.materials.shown,
             )
         )
         self._time("review", started)

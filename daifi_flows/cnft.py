@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -362,11 +362,18 @@ class Materials:
     """What a step needs beside its input: content-addressed blobs, and a user's function.
 
     ``blobs`` maps a raw CID to its bytes (whoever uses one checks it). ``function`` crosses only
-    Ray's own transport, from the flow's author to the author's own cluster.
+    Ray's own transport, from the flow's author to the author's own cluster. ``private`` is for the
+    node that runs the step alone: seats are not shown it, and no bundle holds it.
     """
 
     blobs: Mapping[str, bytes] = field(default_factory=lambda: {})
     function: Callable[..., Any] | None = None
+    private: bytes | None = None
+
+    @property
+    def shown(self) -> Materials:
+        """What seats may see: all but ``private``."""
+        return replace(self, private=None)
 
 
 # The committee

@@ -127,7 +127,7 @@ def read_task(input: Content) -> OnnxTask:
 
 
 def onnx_opening(inputs: Mapping[str, Any]) -> bytes:
-    """The inputs that a task's content leaves out, as a blob for its node's eyes.
+    """The inputs that a task's content leaves out: ``Materials.private`` of its step.
 
     Raises:
         EncodingError: not arrays of finite numbers.
@@ -136,15 +136,16 @@ def onnx_opening(inputs: Mapping[str, Any]) -> bytes:
     return canonical_json({"inputs": value})
 
 
-def read_opening(blob: bytes) -> dict[str, NDArray[np.float64]] | None:
-    """What :func:`onnx_opening` wrote; ``None`` when the blob is something else."""
-    if len(blob) > MAX_CONTENT_BYTES or not blob.startswith(b'{"inputs":'):
-        return None
-    try:
-        value = parse_json(blob)
-        return _arrays(value["inputs"]) if value.keys() == {"inputs"} else None
-    except (EncodingError, AttributeError, KeyError):
-        return None
+def read_opening(opening: bytes) -> dict[str, NDArray[np.float64]]:
+    """What :func:`onnx_opening` wrote.
+
+    Raises:
+        EncodingError: it is something else.
+    """
+    fields = _json(Content(media_type="application/json", data=opening, salt=bytes(32)), {"inputs"})
+    if "inputs" not in fields:
+        raise EncodingError("the step's private materials hold no inputs")
+    return _arrays(fields["inputs"])
 
 
 def onnx_output(model: OnnxModel, outputs: Sequence[Any], salt: bytes | None = None) -> Content:

@@ -58,9 +58,9 @@ def spec_for(data: bytes, input: Content) -> TaskSpec:
     )
 
 
-def step(input: Content, *blobs: bytes, data: bytes | None = None) -> Any:
+def step(input: Content, private: bytes | None = None, data: bytes | None = None) -> Any:
     data = data or model()
-    materials = Materials(blobs={cid_of(blob): blob for blob in (data, *blobs)})
+    materials = Materials(blobs={cid_of(data): data}, private=private)
     return OnnxEngine().run(spec_for(data, input), input, materials, Control())
 
 
@@ -106,8 +106,11 @@ def test_a_hashed_input_reaches_the_node_alone(tmp_path: Path) -> None:
     assert verify_proof(claim, proof, None, tmp_path).confidence_ppm == 1_000_000
     with pytest.raises(EngineError, match="not the one the task hashed"):
         step(input, onnx_opening(X | {"b": X["b"] * 2}))
-    with pytest.raises(EngineError, match="neither in the task nor in a blob"):
-        step(input, b"another blob", b'{"inputs":[]}', b'{"inputs":')
+    with pytest.raises(EngineError, match="neither in the task nor in its private materials"):
+        step(input)
+    for private in (b"another", b'{"inputs":[]}', b'{"inputs":', b"{}", b"[]"):
+        with pytest.raises(EngineError, match="cannot be run"):
+            step(input, private)
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ class OnnxEngine:
     """Runs a stranger's model: several inputs, batches, standard operators, up to 8 MiB.
 
     Input: what :func:`daifi_flows.proofs._onnx_task.onnx_input` makes. Inputs that the task's
-    content leaves out (so that seats and auditors do not see them) come in a blob of the step, made
-    by ``onnx_opening``. The file travels in ``materials.blobs`` and must hash to
+    content leaves out (so that seats and auditors do not see them) come as ``materials.private``,
+    made by ``onnx_opening``. The file travels in ``materials.blobs`` and must hash to
     ``spec.model.digest``. Output: ``{"outputs": {name: nested lists}}``. Evidence for the zk
     scheme: ``onnx`` (the file) and ``inputs``, float32 by name.
 
@@ -118,17 +118,16 @@ class OnnxEngine:
 def _inputs(
     task: OnnxTask, model: OnnxModel, materials: Materials
 ) -> dict[str, NDArray[np.float32]]:
-    """Float32 arrays in the model's shapes, from the task or from the blob that opens it.
+    """Float32 arrays in the model's shapes, from the task or from what opens it.
 
     Raises:
         EncodingError: they are not at hand, are not the model's, or are not those the task hashed.
     """
     given: Mapping[str, Any] | None = task.inputs
     if given is None:
-        openings = (read_opening(blob) for blob in materials.blobs.values())
-        given = next((found for found in openings if found is not None), None)
-    if given is None:
-        raise EncodingError("its inputs are neither in the task nor in a blob beside it")
+        if materials.private is None:
+            raise EncodingError("its inputs are neither in the task nor in its private materials")
+        given = read_opening(materials.private)
     if set(given) != {tensor.name for tensor in model.inputs}:
         names = ", ".join(tensor.name for tensor in model.inputs)
         raise EncodingError(f"the model's inputs are {names}")
