@@ -213,7 +213,22 @@ def _json(content: Content, names: set[str]) -> dict[str, Any]:
 def _arrays(value: Any) -> dict[str, NDArray[np.float64]]:
     if not isinstance(value, dict) or not 1 <= len(cast("dict[str, Any]", value)) <= _MAX_NAMES:
         raise EncodingError(f"it does not hold 1 to {_MAX_NAMES} arrays by name")
-    return {name: _array(name, item) for name, item in cast("dict[str, Any]", value).items()}
+    named = cast("dict[str, Any]", value)
+    for name, item in named.items():
+        if not _only_numbers(item):
+            raise EncodingError(f"{name!r} is not an array of numbers")
+    return {name: _array(name, item) for name, item in named.items()}
+
+
+def _only_numbers(value: Any) -> bool:
+    """Whether JSON is nested lists of numbers. NumPy would make an array of one long text and many
+    short ones first, each as wide as the longest: gigabytes of kilobytes."""
+    level = [value]
+    while level:
+        if any(type(item) not in (int, float, list) for item in level):
+            return False
+        level = [each for item in level if isinstance(item, list) for each in cast("Any", item)]
+    return True
 
 
 def _array(name: str, value: Any) -> NDArray[np.float64]:

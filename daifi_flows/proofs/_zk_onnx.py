@@ -168,7 +168,7 @@ def _public(
         own: the prover's inputs, for what the task names no hash of.
 
     Raises:
-        EncodingError: the task's inputs are not the model's.
+        EncodingError: the task's inputs are not the model's, or not those whose hashes it names.
     """
     visibility = circuit.settings.input_visibility
     given = task.inputs if task.inputs is not None else own
@@ -177,10 +177,13 @@ def _public(
         assert task.inputs is not None
         inputs = {name: flat.tolist() for name, flat in circuit.quantise(task.inputs).items()}
     if visibility == "hashed":
-        hashes = dict(task.hashes) if task.hashes is not None else None
-        if hashes is None:
+        named = dict(task.hashes) if task.hashes is not None else None
+        hashes = named
+        if named is None or task.inputs is not None:
             assert given is not None
             hashes = {n: poseidon(flat.tolist()) for n, flat in circuit.quantise(given).items()}
+        if named is not None and named != hashes:
+            raise EncodingError("the task names other hashes than those of the inputs it shows")
     if circuit.settings.param_visibility == "hashed":
         param_hash = weights_hash if weights_hash is not None else circuit.weights_hash()
     return Public(outputs, inputs, hashes, param_hash)

@@ -19,6 +19,7 @@ from daifi_flows.proofs._onnx_task import (
     hidden_digest,
     onnx_input,
     onnx_output,
+    read_outputs,
     read_task,
 )
 from daifi_flows.proofs.circuits import (
@@ -259,6 +260,22 @@ def test_a_verifier_with_the_inputs_hashes_them_itself(build: Any) -> None:
     assert case.verify(case.prove()).confidence_ppm == 1_000_000
 
 
+def test_inputs_shown_beside_hashes_of_others_are_not_the_proven_ones(build: Any) -> None:
+    """A buyer and a node together would show one input and prove another."""
+    hidden = build(HASHED, shown=None, hashes=hashes(X))
+    proof = hidden.prove()
+    shown = X | {"query": -X["query"]}
+    case = build(HASHED, shown=shown, hashes=hashes(X))
+    changes = {"input_cid": case.input.cid, "task_id": case.spec.task_id}
+    verdict = case.verify(case.forge(proof, proof.payload, **changes))
+    assert verdict.outcome is Outcome.CANNOT_TELL
+    assert "other hashes than those of the inputs" in verdict.reason
+    with pytest.raises(ProofError, match="other hashes than those of the inputs"):
+        case.prove()
+    agreed = build(HASHED, hashes=hashes(X))
+    assert agreed.verify(agreed.prove()).outcome is Outcome.VALID
+
+
 def test_a_private_input_is_tied_to_nothing(build: Any) -> None:
     case = build(replace(SMALL, input_visibility="private", logrows=11), shown=None)
     verdict = case.verify(case.prove())
@@ -387,6 +404,21 @@ def test_what_is_not_at_hand_cannot_be_told(honest: Any) -> None:
 def test_malformed_tasks_are_refused(value: Any) -> None:
     with pytest.raises(EncodingError):
         read_task(Content.json_value(value, bytes(32)))
+
+
+def test_texts_among_the_numbers_never_become_an_array() -> None:
+    """75 kB once became 1 GB: NumPy makes every text as wide as the longest."""
+    import tracemalloc
+
+    bomb = {"scores": ["x" * 50_000, *["a"] * 5_000]}
+    tracemalloc.start()
+    try:
+        for read, value in ((read_outputs, {"outputs": bomb}), (read_task, {"inputs": bomb})):
+            with pytest.raises(EncodingError, match="not an array of numbers"):
+                read(Content.json_value(value, bytes(32)))
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_tasks_for_other_tensors_accuse_nobody(honest: Any, build: Any) -> None:
