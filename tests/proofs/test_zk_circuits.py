@@ -562,6 +562,31 @@ def test_unshared_weights_change_nothing_but_the_last_bit() -> None:
     assert (values[fresh] != values["w"]).sum() == 1
 
 
+@pytest.mark.parametrize(("rows", "uses"), [(1 << 18, 30), (2, 5_000)])
+def test_weights_used_without_end_are_refused(rows: int, uses: int) -> None:
+    """A use is three bytes of the file: 4 MB would become gigabytes of copies, or hours."""
+    import tracemalloc
+
+    from onnx import TensorProto, helper, numpy_helper
+
+    value, weight = helper.make_tensor_value_info, np.ones((rows, 4), np.float32)
+    nodes = [
+        helper.make_node("Concat", ["w"] * uses, ["c"], axis=0),
+        helper.make_node("Add", ["x", "c"], ["y"]),
+    ]
+    ends = [[value(name, TensorProto.FLOAT, [1])] for name in "xy"]
+    graph = helper.make_graph(nodes, "g", *ends, [numpy_helper.from_array(weight, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    data = read_onnx(model.SerializeToString()).data
+    tracemalloc.start()
+    try:
+        with pytest.raises(EncodingError, match="too often"):
+            unshared(data)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
 # settings and numbers
 
 

@@ -7,12 +7,17 @@ worker process alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 from math import prod
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from daifi_flows.cnft import ModelFile, model_digest
 from daifi_flows.encoding import sha256
 from daifi_flows.errors import EncodingError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = [
     "MODEL_FILE",
@@ -33,6 +38,8 @@ MAX_TENSORS: Final = 16
 """Inputs, and outputs, of a model."""
 MAX_ELEMENTS: Final = 1 << 20
 """Of one tensor."""
+MAX_COPIES: Final = 1024
+"""Uses of weights that were used before; the copies are as large as a file at most."""
 _MAX_NAME: Final = 128
 _MAX_DEPTH: Final = 6
 _FLOAT: Final = 1
@@ -240,6 +247,9 @@ def unshared(onnx: bytes) -> bytes:
     ezkl 23.0.5 lays a weight that is used twice out as a tensor and decomposes every value of it,
     13 cells a value where none are needed. Its reader merges equal weights again, so the largest
     value of a copy is one float32 step nearer zero, far below a circuit's precision.
+
+    Raises:
+        EncodingError: weights are used again too often, or too large for that.
     """
     import numpy as np
     import onnx as library
@@ -255,19 +265,26 @@ def unshared(onnx: bytes) -> bytes:
     kept = {item.name for item in (*graph.input, *graph.output)}
     taken = kept | {tensor.name for tensor in graph.initializer}
     taken |= {name for node in graph.node for name in node.output}
-    uses: dict[str, int] = {}
+    last: dict[str, tuple[NDArray[np.float32], int] | None] = {}
+    numbers = {name: count() for name in weights}
+    copies = copied = 0
     for node in graph.node:
         for position, name in enumerate(node.input):
             if name not in weights or name in kept:
                 continue
-            uses[name] = uses.get(name, 0) + 1
-            if uses[name] == 1:
+            if name not in last:
+                last[name] = None  # the first use
                 continue
-            values = np.array(numpy_helper.to_array(weights[name]), np.float32)
-            largest = int(np.abs(values).argmax())
-            for _ in range(uses[name] - 1):
-                values.flat[largest] = np.nextafter(values.flat[largest], np.float32(0))
-            fresh = next(n for i in range(1 << 20) if (n := f"{name}.{i}") not in taken)
+            copies, copied = copies + 1, copied + 4 * prod(weights[name].dims)
+            if copies > MAX_COPIES or copied > MAX_ONNX_BYTES:  # one name takes a few bytes
+                raise EncodingError("the model uses its weights again too often")
+            if (before := last[name]) is None:
+                values = np.array(numpy_helper.to_array(weights[name]), np.float32)
+                before = values, int(np.abs(values).argmax())
+            values, largest = before[0].copy(), before[1]
+            values.flat[largest] = np.nextafter(values.flat[largest], np.float32(0))
+            last[name] = values, largest
+            fresh = next(n for i in numbers[name] if (n := f"{name}.{i}") not in taken)
             taken.add(fresh)
             graph.initializer.append(numpy_helper.from_array(values, fresh))
             node.input[position] = fresh
