@@ -3,10 +3,12 @@ from a runner that schedules as vLLM may; a machine without vLLM says so."""
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +24,10 @@ from hypothesis import given, settings
 from daifi_flows.cnft import Content, Materials, ModelRef, TaskSpec
 from daifi_flows.errors import EngineError
 from daifi_flows.ray_mesh import EngineReference
+from daifi_flows.ray_mesh._models import LocalModel
+from daifi_flows.ray_mesh.engines import _vllm_server
 from daifi_flows.ray_mesh.engines._engine import Control
+from daifi_flows.ray_mesh.engines._vllm_server import VllmServer
 from daifi_flows.ray_mesh.engines._vllm_worker import PREFILL, RECORD, Watch
 from daifi_flows.ray_mesh.engines.vllm import VllmEngine
 from daifi_flows.settings import Settings
@@ -293,3 +298,54 @@ def test_a_worker_ends_with_the_process_that_started_vllm() -> None:
         for process in (owner, here, elsewhere):
             process.kill()
             process.communicate()
+
+
+def test_whoever_waits_for_a_server_that_is_closed_is_told() -> None:
+    """A seat's thread once waited for ever when another thread closed the engine under it."""
+
+    async def endless() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    def wait() -> None:
+        try:
+            server._call(endless(), None)
+        except EngineError as error:
+            told.append(str(error))
+
+    begun, told = threading.Event(), list[str]()
+    server = VllmServer.__new__(VllmServer)
+    server._engine = SimpleNamespace(shutdown=lambda: None)
+    server._begin()
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    assert begun.wait(60.0)
+    server.close()
+    waiting.join(60.0)
+    assert not waiting.is_alive()
+    assert told == ["vLLM was stopped while it ran this step"]
+    assert not server._thread.is_alive()
+    server.close()
+    with pytest.raises(EngineError, match="was stopped here"):
+        server._call(endless(), None)
+
+
+def test_a_closed_engine_starts_no_vllm_that_nobody_would_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_ref: ModelRef
+) -> None:
+    """One thread closes the engine after vLLM's end while another is about to ask it."""
+    started = list[str]()
+
+    class Server:
+        def __init__(self, *_: Any) -> None:
+            started.append("vllm")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: object())
+    monkeypatch.setattr(_vllm_server, "VllmServer", Server)
+    verifier = EngineReference(Settings(verifier_engine="vllm"), tmp_path)
+    engine = verifier._vllm()
+    verifier._forget(engine)
+    with pytest.raises(EngineError, match="was stopped"):
+        engine.prefill(LocalModel(tiny_ref, (), tmp_path), [1], [2])
+    assert not started
+    assert verifier._vllm() is not engine

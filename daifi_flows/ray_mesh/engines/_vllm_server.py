@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
 import os
@@ -47,6 +48,8 @@ _SLICE_LOGITS: Final = 1 << 22
 """Logits that travel from vLLM's process at once: 16 MiB."""
 _START_S: Final = 600.0
 _POLL_S: Final = 0.1
+_END_S: Final = 5.0
+"""How long requests under way may take to notice that vLLM is stopped."""
 
 
 class VllmServer:
@@ -70,15 +73,30 @@ class VllmServer:
             options.get("max_model_len") or min(self.tokenizer.context, _MAX_CONTEXT)
         )
         """Tokens of prompt and answer together that this process has room for."""
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
-        self._thread.start()
         self._engine: Any = None
+        self._begin()
         try:
             self._call(self._start(folder, options), _START_S)
         except BaseException:
             self.close()
             raise
+
+    def _begin(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._guarding = threading.Lock()
+        self._closing = False
+        self._thread = threading.Thread(target=self._serve, name="vllm", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        """The thread of the loop. Callers that still wait when it stops are told: nothing else
+        would ever answer them."""
+        self._loop.run_forever()
+        if waiting := asyncio.all_tasks(self._loop):
+            for task in waiting:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.wait(waiting, timeout=_END_S))
+        self._loop.close()
 
     async def _start(self, folder: Path, options: Mapping[str, Any]) -> None:
         if self.model.ref.precision not in PRECISIONS:
@@ -291,20 +309,33 @@ class VllmServer:
             raise EngineError(f"vLLM failed on this step: {error}") from error
 
     def _call(self, work: Coroutine[Any, Any, T], timeout_s: float | None) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
+        with self._guarding:  # what is begun here is on the loop before its end is
+            if self._closing:
+                work.close()
+                raise EngineError("vLLM was stopped here")
+            found = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return found.result(timeout_s)
+        except concurrent.futures.CancelledError as error:
+            raise EngineError("vLLM was stopped while it ran this step") from error
 
     def close(self) -> None:
-        """Stop vLLM's process and the loop."""
+        """Stop vLLM's process and the loop; calls under way fail. Idempotent."""
 
         async def stop() -> None:
             if self._engine is not None:
                 self._engine.shutdown()
             self._engine = None  # or its destructor runs when the interpreter is half gone
 
+        with self._guarding:
+            if self._closing:
+                return
+            self._closing = True
+            stopping = asyncio.run_coroutine_threadsafe(stop(), self._loop)
         with contextlib.suppress(Exception):
-            self._call(stop(), 30.0)
+            stopping.result(30.0)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10.0)
+        self._thread.join(2 * _END_S)
 
 
 def _matrix(data: bytes, rows: int) -> NDArray[np.float32]:

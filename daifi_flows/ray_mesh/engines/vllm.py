@@ -52,6 +52,7 @@ class VllmEngine:
         self._options = dict(options or {})
         self._free = threading.Condition()
         self._users = 0
+        self._closed = False
         self._server: VllmServer | None = None
 
     def model(self, ref: ModelRef, materials: Materials) -> LocalModel:
@@ -110,9 +111,11 @@ class VllmEngine:
             return self._server.held() if self._server is not None else (0, 0)
 
     def close(self) -> None:
-        """Stop vLLM's process. Idempotent."""
+        """Stop vLLM's process; no step starts another. Idempotent."""
         with self._free:
+            self._closed = True
             server, self._server = self._server, None
+            self._free.notify_all()
         if server is not None:
             server.close()
 
@@ -131,6 +134,8 @@ class VllmEngine:
                     continue
                 self._server.close()  # one model at a time: two would not share the memory
                 self._server = None
+            if self._closed:
+                raise EngineError("vLLM was stopped here")
             if self._server is None:
                 from daifi_flows.ray_mesh.engines._vllm_server import VllmServer
 
