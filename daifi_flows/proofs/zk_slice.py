@@ -101,7 +101,9 @@ class ZkSliceScheme:
     candidates. Anything about the positions that were not drawn. The draw is by Fiat–Shamir over
     the task, the tokens and the commitment until committees give a beacon, so a node can try salts
     until the position suits it: alone, the slice then binds one token of the node's choice.
-    Samplers with top-k or top-p are refused. As for ``zk``, soundness rests on the SRS.
+    Samplers with top-k or top-p are refused. Models that scale, cap or shift their logits after the
+    output layer are not for it: they cannot be proven or told. As for ``zk``, soundness rests on
+    the SRS.
 
     Private: the vectors, but for 8 products with public rows. The payload shows prompt and output
     tokens to whoever holds the proof.
@@ -185,8 +187,8 @@ class ZkSliceScheme:
                 return reading
             said = f"{sliced.reason}; the model did not check the tokens: {reading.reason}"
             return Verdict(sliced.outcome, sliced.confidence_ppm, said)
-        if fault := _score_fault(payload, position, reading):
-            return invalid(fault)
+        if fault := _score_fault(claim, payload, position, reading, reference):
+            return fault
         chosen = token_verdict(claim, reading, reference)
         said = f"{chosen.reason}; {sliced.reason}"
         return Verdict(chosen.outcome, chosen.confidence_ppm, said, chosen.reexecuted)
@@ -291,16 +293,26 @@ def _best_fault(
     return None
 
 
-def _score_fault(payload: _Payload, position: int, reading: Reading) -> str | None:
+def _score_fault(
+    claim: Claim, payload: _Payload, position: int, reading: Reading, reference: Reference
+) -> Verdict | None:
     """Why the committed vector is not the model's; ``None`` where it may be."""
     row = reading.prefill.logits[position]
     own = row[[token for token in payload.candidates if token < len(row)]]
     if own.shape != (len(payload.candidates),) or not np.isfinite(own).all():
         return None  # a model that gives such logits is this side's trouble: token_verdict says so
     off = float(np.abs(own - np.array(payload.shown.scores) * SCORE_UNIT).max())
-    if off > SCORE_LOGITS:
-        return f"a proven score is {off:.1f} logits away from the model's"
-    return None
+    if off <= SCORE_LOGITS:
+        return None
+    hidden = reading.prefill.hidden
+    if hidden is not None:
+        rows = reference.output_rows(claim.spec, payload.candidates)
+        if np.abs(rows @ hidden[position] - own).max() <= SCORE_LOGITS / 6:
+            return invalid(f"a proven score is {off:.1f} logits away from the model's")
+    return cannot_tell(
+        "the model makes other logits of its output layer's products (it scales, caps or shifts "
+        "them), or does not show its hidden states here: proven scores cannot be compared"
+    )
 
 
 def _parse(payload: bytes) -> _Payload:

@@ -301,6 +301,27 @@ def test_bad_prefills_and_rows_accuse_nobody(
         assert case.verify(slice_proof).outcome is Outcome.CANNOT_TELL
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_model_that_bends_its_logits_after_the_output_layer_accuses_nobody(
+    slice_case: Any,
+    slice_proof: Any,
+    honest: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    shown: bool,
+) -> None:
+    """Granite divides its logits, Gemma 2 caps them: the products are then not the logits."""
+    case, prefill = slice_case(), honest.prefill
+
+    def scaled(*arguments: Any) -> Prefill:
+        found = prefill(*arguments)
+        return Prefill(found.logits / 8, found.hidden if shown else None)
+
+    monkeypatch.setattr(honest, "prefill", scaled)
+    verdict = case.verify(slice_proof)
+    assert verdict.outcome is Outcome.CANNOT_TELL, verdict.reason
+    assert "other logits" in verdict.reason
+
+
 @pytest.mark.parametrize(
     "change",
     [
