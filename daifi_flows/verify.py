@@ -343,7 +343,8 @@ class _Auditor:
         verdict = verify_proof(claim, envelope.proof, self.reference, self.workdir)
         message = f"{envelope.proof.scheme}: {verdict.reason}"
         _require(verdict.outcome is not Outcome.INVALID, message)
-        if verdict.confidence_ppm < self.spec.review.min_confidence_ppm:
+        least = self.spec.review.min_confidence_ppm
+        if verdict.outcome is not Outcome.VALID or verdict.confidence_ppm < least:
             raise _NotMade(message)  # cannot tell, or valid only as far as it could be checked
         return message
 
