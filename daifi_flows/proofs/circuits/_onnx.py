@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from daifi_flows.cnft import ModelFile, model_digest
 from daifi_flows.encoding import sha256
 from daifi_flows.errors import EncodingError
+from daifi_flows.proofs.circuits._wire import check_wire
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,6 +139,7 @@ def read_onnx(onnx: bytes) -> OnnxModel:
     """
     if len(onnx) > MAX_ONNX_BYTES:
         raise EncodingError(f"the model of {len(onnx)} bytes is over {MAX_ONNX_BYTES}")
+    check_wire(onnx)
     import onnx as library
     from google.protobuf.message import DecodeError
 
@@ -222,6 +224,7 @@ def with_batch(onnx: bytes, batch: int) -> bytes:
         raise EncodingError(f"a batch of {batch!r} is not a number of inferences")
     if len(onnx) > MAX_ONNX_BYTES:
         raise EncodingError(f"the model of {len(onnx)} bytes is over {MAX_ONNX_BYTES}")
+    check_wire(onnx)
     import onnx as library
     from google.protobuf.message import DecodeError
 
