@@ -162,7 +162,7 @@ def onnx_output(model: OnnxModel, outputs: Sequence[Any], salt: bytes | None = N
 
 
 def read_outputs(output: Content) -> dict[str, NDArray[np.float64]]:
-    """Flat arrays of a claimed output.
+    """Arrays of a claimed output, in the shapes it gives them.
 
     Raises:
         EncodingError: malformed, or too large.
@@ -170,7 +170,7 @@ def read_outputs(output: Content) -> dict[str, NDArray[np.float64]]:
     fields = _json(output, {"outputs"})
     if "outputs" not in fields:
         raise EncodingError("it holds no outputs")
-    return {name: item.reshape(-1) for name, item in _arrays(fields["outputs"]).items()}
+    return _arrays(fields["outputs"])
 
 
 def hidden_digest(architecture: bytes, weights_hash: bytes) -> bytes:

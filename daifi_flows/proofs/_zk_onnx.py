@@ -214,9 +214,10 @@ def _output_fault(
     for tensor, scale in zip(circuit.outputs, circuit.output_scales, strict=True):
         values: NDArray[np.float64] = reported[tensor.name]
         exact = np.array([float(v) * 2.0**-scale for v in proven[tensor.name]], np.float64)
-        if values.shape != exact.shape:
-            return f"the output {tensor.name!r} has {values.size} values, not {exact.size}"
-        off = float(np.abs(values - exact).max())
+        if values.shape != tensor.shape:
+            shapes = f"{list(values.shape)}, not {list(tensor.shape)}"
+            return f"the output {tensor.name!r} has the shape {shapes}"
+        off = float(np.abs(values.reshape(-1) - exact).max())
         if not off <= max_error:
             return f"{tensor.name!r} is reported {off:.3g} away from the proven values"
     return None

@@ -431,6 +431,19 @@ def test_tasks_for_other_tensors_accuse_nobody(honest: Any, build: Any) -> None:
         assert moved.verify(forged).outcome is Outcome.CANNOT_TELL
 
 
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (3, 1, 1)])
+def test_the_right_values_in_another_shape_are_invalid(honest: Any, shape: Any) -> None:
+    """Whoever reads ``scores[2][0]`` would fail on a step that was paid for."""
+    case, proof = honest
+    scores = case.execution.output.value()["outputs"]["scores"]
+    value = {"outputs": {"scores": np.reshape(scores, shape).tolist()}}
+    output = Content.json_value(value, bytes(32))
+    cheat = replace(case, execution=replace(case.execution, output=output))
+    verdict = cheat.verify(cheat.forge(proof, proof.payload, output_cid=output.cid))
+    assert verdict.outcome is Outcome.INVALID
+    assert "shape" in verdict.reason
+
+
 @pytest.mark.parametrize(
     "value",
     [{}, {"outputs": {}}, {"outputs": {"other": [1]}}, {"outputs": {"scores": [1]}}, []],
