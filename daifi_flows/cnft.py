@@ -39,11 +39,11 @@ from daifi_flows.encoding import (
     canonical_json,
     cid_of,
     keccak256,
-    merkle_root,
     parse_json,
     tagged_hash,
 )
 from daifi_flows.errors import EncodingError
+from daifi_flows.merkle import merkle_root
 
 __all__ = [
     "PPM",

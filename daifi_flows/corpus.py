@@ -20,8 +20,9 @@ from pydantic import Field
 
 from daifi_flows._chunking import MAX_CHUNK_CHARS, chunk_text
 from daifi_flows.cnft import Label, Noun
-from daifi_flows.encoding import canonical, cid_of, decode_canonical, merkle_proof, merkle_root
+from daifi_flows.encoding import canonical, cid_of, decode_canonical
 from daifi_flows.errors import CorpusError, EncodingError
+from daifi_flows.merkle import merkle_proof, merkle_root
 
 __all__ = [
     "MAX_BLOB_BYTES",

@@ -1,4 +1,4 @@
-"""Canonical bytes, hashes, content ids and Merkle trees.
+"""Canonical bytes, hashes and content ids.
 
 Everything that is hashed or signed is DAG-CBOR (https://ipld.io/specs/codecs/dag-cbor/) of maps,
 lists, integers, byte strings and text: no floats, no booleans, no nulls, so that two honest
@@ -12,11 +12,10 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from typing import Any, Final
 
 import libipld
-from eth_hash.auto import keccak
+import tiny_keccak
 
 from daifi_flows.errors import EncodingError
 
@@ -29,13 +28,9 @@ __all__ = [
     "decode_canonical",
     "decode_canonical_json",
     "keccak256",
-    "merkle_proof",
-    "merkle_proofs",
-    "merkle_root",
     "parse_json",
     "sha256",
     "tagged_hash",
-    "verify_merkle",
 ]
 
 MAX_CBOR_BYTES: Final = 64 * 1024 * 1024
@@ -46,7 +41,7 @@ _CODECS: Final = {"raw": 0x55, "dag-pb": 0x70, "dag-cbor": 0x71}
 
 def keccak256(data: bytes) -> bytes:
     """Keccak-256 as used by Ethereum (not SHA3-256), 32 bytes."""
-    return keccak(data)
+    return tiny_keccak.keccak256(data)
 
 
 def sha256(data: bytes) -> bytes:
@@ -262,82 +257,3 @@ def cid_sha256(cid: str) -> tuple[str, bytes]:
     if "b" + base64.b32encode(raw).decode().lower().rstrip("=") != cid:
         raise EncodingError(f"{cid!r} is not in canonical form")
     return names[raw[1]], raw[4:]
-
-
-# Merkle trees: RFC 9162 section 2.1 (domain-separated leaves and nodes), with Keccak-256. The root
-# binds the number of leaves (there it is beside the root in the signed tree head), so that a leaf's
-# index and the tree's size have one spelling.
-
-
-def _leaf(data: bytes) -> bytes:
-    return keccak256(b"\x00" + data)
-
-
-def _node(left: bytes, right: bytes) -> bytes:
-    return keccak256(b"\x01" + left + right)
-
-
-def _levels(leaves: Sequence[bytes]) -> list[list[bytes]]:
-    level = [_leaf(leaf) for leaf in leaves]
-    levels = [level]
-    while len(level) > 1:
-        paired = [_node(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
-        if len(level) % 2:
-            paired.append(level[-1])
-        level = paired
-        levels.append(level)
-    return levels
-
-
-def merkle_root(leaves: Sequence[bytes]) -> bytes:
-    """Root over leaves in order, 32 bytes: ``keccak256(0x02 ‖ count ‖ top)``, the count as eight
-    bytes big-endian, the top ``keccak256(b"")`` for no leaves (RFC 9162 2.1.1)."""
-    return _sized(len(leaves), _levels(leaves)[-1][0] if leaves else keccak256(b""))
-
-
-def _sized(count: int, top: bytes) -> bytes:
-    return keccak256(b"\x02" + count.to_bytes(8, "big") + top)
-
-
-def merkle_proof(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
-    """Sibling hashes from leaf ``index`` to the root (RFC 9162 2.1.3).
-
-    Raises:
-        EncodingError: there is no such leaf.
-    """
-    if not 0 <= index < len(leaves):
-        raise EncodingError(f"there is no leaf {index} in a tree of {len(leaves)}")
-    return _path(_levels(leaves), index)
-
-
-def merkle_proofs(leaves: Sequence[bytes]) -> list[tuple[bytes, ...]]:
-    """:func:`merkle_proof` of every leaf, hashing the tree once."""
-    levels = _levels(leaves)
-    return [_path(levels, index) for index in range(len(leaves))]
-
-
-def _path(levels: list[list[bytes]], index: int) -> tuple[bytes, ...]:
-    path: list[bytes] = []
-    for level in levels[:-1]:
-        sibling = index ^ 1
-        if sibling < len(level):
-            path.append(level[sibling])
-        index //= 2
-    return tuple(path)
-
-
-def verify_merkle(root: bytes, leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bool:
-    """Whether ``leaf`` is leaf ``index`` of the tree of ``size`` leaves with this root."""
-    if not 0 <= index < size < 2**63 or len(path) > 64:
-        return False
-    remaining, count = list(path), size
-    digest = _leaf(leaf)
-    while size > 1:
-        if index % 2 == 1 or index + 1 < size:
-            if not remaining:
-                return False
-            sibling = remaining.pop(0)
-            digest = _node(sibling, digest) if index % 2 else _node(digest, sibling)
-        index //= 2
-        size = (size + 1) // 2
-    return not remaining and _sized(count, digest) == root

@@ -27,7 +27,7 @@ from daifi_flows.cnft import (
     model_digest,
     token_id_of,
 )
-from daifi_flows.encoding import cid_of, keccak256, sha256, verify_merkle
+from daifi_flows.encoding import cid_of, keccak256, sha256
 from daifi_flows.errors import BundleError, DaifiError, EncodingError, KeyMaterialError
 from daifi_flows.keys import (
     Account,
@@ -36,6 +36,7 @@ from daifi_flows.keys import (
     recover_address,
     verify_bls_aggregate,
 )
+from daifi_flows.merkle import verify_merkle
 from daifi_flows.proofs import Claim, Outcome, Reference, verify_proof
 
 __all__ = [

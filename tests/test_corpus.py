@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from daifi_flows._chunking import MAX_CHUNK_CHARS, MAX_WORDS, chunk_text
 from daifi_flows.corpus import MAX_FILE_BYTES, Chunk, Corpus
-from daifi_flows.encoding import canonical, cid_of, verify_merkle
+from daifi_flows.encoding import canonical, cid_of
 from daifi_flows.errors import CorpusError, EncodingError
+from daifi_flows.merkle import verify_merkle
 
 PARAGRAPH = "A seat re-executes the step and votes on what it found. " * 8  # 88 words
 

@@ -17,7 +17,6 @@ from daifi_flows.cnft import (
     Receipt,
     TxReceipt,
 )
-from daifi_flows.encoding import merkle_proofs, merkle_root
 from daifi_flows.errors import EncodingError, LedgerError, TransactionRefused
 from daifi_flows.keys import verify_bls_aggregate
 from daifi_flows.ledger._machine import Machine
@@ -25,6 +24,7 @@ from daifi_flows.ledger._records import Genesis
 from daifi_flows.ledger._state import Layer
 from daifi_flows.ledger._transactions import parse_transaction
 from daifi_flows.ledger._trie import Trie
+from daifi_flows.merkle import merkle_proofs, merkle_root
 
 __all__ = [
     "MAX_BLOCK_BYTES",

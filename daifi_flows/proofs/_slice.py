@@ -34,8 +34,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from daifi_flows.encoding import merkle_proof, merkle_root, tagged_hash, verify_merkle
+from daifi_flows.encoding import tagged_hash
 from daifi_flows.errors import EncodingError, ProofError
+from daifi_flows.merkle import merkle_proof, merkle_root, verify_merkle
 from daifi_flows.proofs.circuits import (
     FIELD,
     Circuit,

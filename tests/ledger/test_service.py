@@ -31,7 +31,7 @@ from ledger_kit import (
 )
 
 from daifi_flows.cnft import BlockHeader, Decision, Receipt, token_id_of
-from daifi_flows.encoding import keccak256, verify_merkle
+from daifi_flows.encoding import keccak256
 from daifi_flows.errors import (
     InsufficientFunds,
     LedgerCorrupted,
@@ -51,6 +51,7 @@ from daifi_flows.ledger import (
 from daifi_flows.ledger._blocks import Block, certificate_valid
 from daifi_flows.ledger._store import Store
 from daifi_flows.ledger._trie import Trie
+from daifi_flows.merkle import verify_merkle
 
 META = keccak256(b"metadata")
 
