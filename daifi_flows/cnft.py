@@ -91,9 +91,12 @@ __all__ = [
     "VoteReveal",
     "Wei",
     "attestation_message",
+    "beacon_message",
     "manifest_digest",
     "model_digest",
     "proof_digest",
+    "proposal_digest",
+    "skip_message",
     "token_id_of",
 ]
 
@@ -402,6 +405,8 @@ class Seat(Noun):
     public: Bytes48
     possession: Bytes96
     account: Address
+    share: Bytes48 | None = None
+    """Public share of the committee's group key; who certifies no blocks has none."""
 
 
 class Committee(Noun):
@@ -410,6 +415,8 @@ class Committee(Noun):
 
     epoch: Uint
     seats: tuple[Seat, ...]
+    group_key: Bytes48 | None = None
+    """Under which a quorum of shares makes one signature: the ledger's beacon."""
 
     @property
     def faults(self) -> int:
@@ -569,6 +576,8 @@ class TxReceipt(Noun):
     tx: Bytes32
     kind: Label
     sender: Address
+    fee_wei: Wei = 0
+    """What the sender paid for the transaction itself, to the treasury."""
     task_id: Bytes32 | None = None
     token_id: Bytes32 | None = None
     node: Address | None = None
@@ -580,7 +589,14 @@ class TxReceipt(Noun):
 
 
 class BlockHeader(Noun):
-    """A block's commitments. Final at once: 14 of 21 seats sign :meth:`digest`."""
+    """A block's commitments. Final at once: 14 of 21 seats sign :meth:`digest`.
+
+    Attributes:
+        proposer: account of the seat that was drawn in ``round`` from ``beacon``.
+        builder: who filled the block, and pays the proposer what it bid for that.
+        beacon: Keccak-256 of the group's signature over :func:`beacon_message` of ``parent``.
+        round: how many drawn proposers of this height were passed over.
+    """
 
     ledger_id: Bytes32
     height: Uint
@@ -590,6 +606,9 @@ class BlockHeader(Noun):
     state_root: Bytes32
     timestamp_ms: Uint
     proposer: Address
+    builder: Address = "0x0000000000000000000000000000000000000000"
+    beacon: Bytes32 = bytes(32)
+    round: Uint = 0
     epoch: Uint
     committee: Bytes32
 
@@ -597,6 +616,22 @@ class BlockHeader(Noun):
     def digest(self) -> bytes:
         """Block hash, 32 bytes."""
         return tagged_hash("daifi/block/1", self.plain())
+
+
+def beacon_message(block_hash: bytes) -> bytes:
+    """What holders of the group key sign about a final block: it gives the next one's beacon."""
+    return b"daifi/beacon/1" + block_hash
+
+
+def proposal_digest(block_hash: bytes) -> bytes:
+    """What a drawn proposer signs with its account to propose a block, 32 bytes."""
+    return keccak256(b"daifi/propose/1" + block_hash)
+
+
+def skip_message(parent: bytes, round: int) -> bytes:
+    """What a seat signs to pass over the proposers of the block after ``parent`` up to ``round``:
+    it has signed no block of theirs and never will."""
+    return b"daifi/skip/1" + parent + round.to_bytes(8, "big")
 
 
 class QuorumCertificate(Noun):

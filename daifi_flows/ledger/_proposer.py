@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from daifi_flows.cnft import PPM
+from daifi_flows.cnft import PPM, beacon_message
 from daifi_flows.encoding import keccak256
 from daifi_flows.keys import verify_bls
 
 __all__ = [
     "Draw",
-    "beacon_message",
     "beacon_of",
     "beacon_valid",
     "draw_proposer",
@@ -41,11 +40,6 @@ class Draw:
     seat: int
     point: int
     weights: tuple[int, ...]
-
-
-def beacon_message(parent: bytes) -> bytes:
-    """What the holders of the group key sign for the block after the one with this hash."""
-    return b"daifi/beacon/1" + parent
 
 
 def beacon_of(signature: bytes) -> bytes:

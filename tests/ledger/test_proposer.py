@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daifi_flows.cnft import beacon_message
 from daifi_flows.encoding import keccak256
 from daifi_flows.keys import verify_bls
 from daifi_flows.ledger import _proposer
 from daifi_flows.ledger._proposer import (
-    beacon_message,
     beacon_of,
     beacon_valid,
     draw_proposer,
