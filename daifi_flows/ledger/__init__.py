@@ -9,12 +9,10 @@ if TYPE_CHECKING:
     from daifi_flows.ledger._audit import AuditReport, audit
     from daifi_flows.ledger._certifier import Certifier, History
     from daifi_flows.ledger._client import LedgerClient
+    from daifi_flows.ledger._params import Allocation, Genesis, Params
     from daifi_flows.ledger._records import (
         AccountRecord,
-        Allocation,
-        Genesis,
         LedgerHealth,
-        Params,
         SupplyReport,
         TaskRecord,
         TaskState,
@@ -54,10 +52,10 @@ _HOMES = {
     "History": "_certifier",
     "LedgerClient": "_client",
     "AccountRecord": "_records",
-    "Allocation": "_records",
-    "Genesis": "_records",
+    "Allocation": "_params",
+    "Genesis": "_params",
     "LedgerHealth": "_records",
-    "Params": "_records",
+    "Params": "_params",
     "SupplyReport": "_records",
     "TaskRecord": "_records",
     "TaskState": "_records",

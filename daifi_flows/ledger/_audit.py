@@ -12,7 +12,8 @@ from daifi_flows.ledger._machine import Machine
 from daifi_flows.ledger._records import SupplyReport, TaskRecord
 from daifi_flows.ledger._state import supply_of
 from daifi_flows.ledger._store import Mark, Row, Store
-from daifi_flows.ledger._transactions import parse_transaction
+from daifi_flows.ledger._tx import parse_transaction
+from daifi_flows.merkle import MountainRange
 
 __all__ = ["AuditReport", "audit"]
 
@@ -77,6 +78,7 @@ def _replay(store: Store) -> AuditReport:
     except DaifiError as error:
         raise _wrong(store, 0, str(error)) from error
     head, base, trie = genesis_header(machine)
+    history, nodes = MountainRange(), list[bytes]()
     txs: dict[bytes, tuple[int, int]] = {}
     marks: dict[bytes, Mark] = {}
     journaled: int | None = None
@@ -90,7 +92,7 @@ def _replay(store: Store) -> AuditReport:
             if row.block.justify != parent:
                 raise _wrong(store, row.height, "its parent's certificate is not the parent's")
             try:
-                after = reexecute(machine, head, trie, base, row.block)
+                after = reexecute(machine, head, trie, history, base, row.block)
             except DaifiError as error:
                 raise _wrong(store, row.height, str(error)) from error
             if after.receipts != row.receipts:
@@ -104,16 +106,20 @@ def _replay(store: Store) -> AuditReport:
             _index(row, txs, marks)
             after.layer.merge_down()
             head, trie, parent = after.header, after.trie, row.certificate
+            history = after.history
+            nodes += after.nodes
         stored = dict(store.entries())
-        if stored != base.encoded_changes() and (stored or head.height > 0):
+        if stored != base.encoded() and (stored or head.height > 0):
             raise _wrong(store, head.height, "the stored state is not that of the replay")
+        if store.nodes() != nodes:
+            raise _wrong(store, head.height, "the stored history is not that of the replay")
         if store.index() != (txs, marks):
             raise _wrong(store, head.height, "the stored lookup tables are not those of the replay")
-    supply = supply_of(base.changes)
+    supply = supply_of(base)
     if not supply.conserved or supply != base.supply():
         raise _wrong(store, head.height, "money was made or lost")
     tasks: dict[str, int] = {}
-    for noun in base.changes.values():
+    for _, noun in base.items():
         if isinstance(noun, TaskRecord):
             tasks[noun.state.value] = tasks.get(noun.state.value, 0) + 1
     return AuditReport(
@@ -136,5 +142,5 @@ def _index(row: Row, txs: dict[bytes, tuple[int, int]], marks: dict[bytes, Mark]
     ):
         txs[receipt.tx] = (row.height, position)
         tx = parse_transaction(raw)
-        if (key := tx.mark()) is not None:
+        for key in tx.marks():
             marks[key] = Mark(receipt.tx, tx.intent())

@@ -19,12 +19,12 @@ from daifi_flows.cnft import (
 )
 from daifi_flows.errors import EncodingError, LedgerError, TransactionRefused
 from daifi_flows.keys import verify_bls_aggregate
-from daifi_flows.ledger._machine import Machine
-from daifi_flows.ledger._records import Genesis
-from daifi_flows.ledger._state import Layer
-from daifi_flows.ledger._transactions import parse_transaction
+from daifi_flows.ledger._machine import BlockEnv, Machine
+from daifi_flows.ledger._params import Genesis
+from daifi_flows.ledger._state import Base, Layer, MemoryBase
 from daifi_flows.ledger._trie import Trie
-from daifi_flows.merkle import merkle_proofs, merkle_root
+from daifi_flows.ledger._tx import parse_transaction
+from daifi_flows.merkle import MountainRange, leaf_hash, merkle_proofs, merkle_root, root_of_hashes
 
 __all__ = [
     "MAX_BLOCK_BYTES",
@@ -71,15 +71,19 @@ class Candidate:
     receipts: tuple[TxReceipt, ...]
     layer: Layer
     trie: Trie
-    entries: dict[bytes, bytes] = field(repr=False)
-    """State entries it changed, encoded."""
+    history: MountainRange
+    """All receipts so far, this block's included."""
+    nodes: Sequence[bytes] = field(repr=False)
+    """What this block adds to the stored hashes of the history."""
+    entries: dict[bytes, bytes | None] = field(repr=False)
+    """State entries it changed, encoded; absent: removed."""
 
 
-def genesis_header(machine: Machine) -> tuple[BlockHeader, Layer, Trie]:
+def genesis_header(machine: Machine) -> tuple[BlockHeader, MemoryBase, Trie]:
     """Block 0: no transactions and no certificate; the ledger id itself commits to it."""
     genesis = machine.genesis
     base = machine.genesis_state()
-    trie = Trie().update(base.encoded_changes())
+    trie = Trie().update(base.encoded())
     header = BlockHeader(
         ledger_id=machine.ledger_id,
         height=0,
@@ -91,6 +95,8 @@ def genesis_header(machine: Machine) -> tuple[BlockHeader, Layer, Trie]:
         proposer=genesis.proposer,
         epoch=genesis.committee.epoch,
         committee=genesis.committee.digest,
+        history_root=MountainRange().root,
+        history_size=0,
     )
     return header, base, trie
 
@@ -99,6 +105,7 @@ def build(
     genesis: Genesis,
     parent: BlockHeader,
     trie: Trie,
+    history: MountainRange,
     layer: Layer,
     *,
     transactions: Sequence[bytes],
@@ -108,23 +115,32 @@ def build(
     """Close a block whose transactions were executed on ``layer`` over the parent's state."""
     entries = layer.encoded_changes()
     after = trie.update(entries)
+    leaves = [leaf_hash(receipt.canonical()) for receipt in receipts]
+    history, nodes = history.append(leaves)
     header = BlockHeader(
         ledger_id=parent.ledger_id,
         height=parent.height + 1,
         parent=parent.digest,
         tx_root=merkle_root(transactions),
-        receipt_root=merkle_root([receipt.canonical() for receipt in receipts]),
+        receipt_root=root_of_hashes(leaves),
         state_root=after.root,
         timestamp_ms=timestamp_ms,
         proposer=genesis.proposer,
         epoch=genesis.committee.epoch,
         committee=parent.committee,
+        history_root=history.root,
+        history_size=history.size,
     )
-    return Candidate(header, tuple(receipts), layer, after, entries)
+    return Candidate(header, tuple(receipts), layer, after, history, nodes, entries)
 
 
 def reexecute(
-    machine: Machine, parent: BlockHeader, trie: Trie, base: Layer, block: Block
+    machine: Machine,
+    parent: BlockHeader,
+    trie: Trie,
+    history: MountainRange,
+    base: Base,
+    block: Block,
 ) -> Candidate:
     """Execute a stranger's block on its parent's state and compare every commitment.
 
@@ -137,11 +153,12 @@ def reexecute(
     if not block.transactions:
         raise LedgerError(f"block {header.height} is empty: do not sign it")
     layer = Layer(base)
+    env = BlockEnv(header.timestamp_ms, parent.height + 1)
     receipts: list[TxReceipt] = []
     for index, raw in enumerate(block.transactions):
         try:
             tx = parse_transaction(raw)
-            receipts.append(machine.execute(layer, tx, header.timestamp_ms))
+            receipts.append(machine.execute(layer, tx, env, size=len(raw)))
         except TransactionRefused as error:
             raise LedgerError(
                 f"transaction {index} of block {header.height} breaks a rule: {error}"
@@ -150,6 +167,7 @@ def reexecute(
         machine.genesis,
         parent,
         trie,
+        history,
         layer,
         transactions=block.transactions,
         receipts=receipts,

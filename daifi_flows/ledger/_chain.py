@@ -19,12 +19,13 @@ from daifi_flows.ledger._blocks import (
     genesis_header,
     reexecute,
 )
-from daifi_flows.ledger._machine import Machine
-from daifi_flows.ledger._records import Genesis
-from daifi_flows.ledger._state import Layer
+from daifi_flows.ledger._machine import BlockEnv, Machine
+from daifi_flows.ledger._params import Genesis
+from daifi_flows.ledger._state import Base, Layer
 from daifi_flows.ledger._store import Mark, Row
-from daifi_flows.ledger._transactions import parse_transaction
 from daifi_flows.ledger._trie import Trie
+from daifi_flows.ledger._tx import parse_transaction
+from daifi_flows.merkle import MountainRange
 
 __all__ = ["Chain", "Pending"]
 
@@ -37,7 +38,7 @@ class Pending:
     """A block being filled or waiting for its certificate."""
 
     layer: Layer
-    timestamp_ms: int
+    env: BlockEnv
     raw: list[bytes] = field(default_factory=lambda: [])
     receipts: list[TxReceipt] = field(default_factory=lambda: [])
     marks: dict[bytes, Mark] = field(default_factory=lambda: {})
@@ -51,7 +52,9 @@ class Chain:
 
     def __init__(self, genesis: Genesis) -> None:
         self.machine = Machine(genesis)
-        self.head, self.base, self.trie = genesis_header(self.machine)
+        self.head, base, self.trie = genesis_header(self.machine)
+        self.base: Base = base
+        self.history = MountainRange()
         self.certificate: QuorumCertificate | None = None
         self.pending: deque[Pending] = deque()
         self.queued: dict[bytes, Pending] = {}
@@ -60,21 +63,29 @@ class Chain:
         self,
         head: BlockHeader,
         certificate: QuorumCertificate,
-        base: Layer,
+        base: Base,
+        history: MountainRange,
     ) -> None:
         """Continue from a stored head.
 
         Raises:
-            LedgerCorrupted: the state does not have the head's root.
+            LedgerCorrupted: the state or the history does not have the head's root.
         """
-        trie = Trie().update(base.encoded_changes())
+        trie = Trie().update(base.encoded())
         if trie.root != head.state_root:
             raise LedgerCorrupted(
                 f"the stored state does not match block {head.height}: restore the ledger file "
                 "from a backup",
                 height=head.height,
             )
+        if (history.root, history.size) != (head.history_root, head.history_size):
+            raise LedgerCorrupted(
+                f"the stored history does not match block {head.height}: restore the ledger file "
+                "from a backup",
+                height=head.height,
+            )
         self.head, self.certificate, self.base, self.trie = head, certificate, base, trie
+        self.history = history
 
     def readopt(self, row: Row) -> None:
         """Put a journaled, uncertified block back, byte for byte.
@@ -83,14 +94,18 @@ class Chain:
             LedgerCorrupted: it does not follow from the head.
         """
         try:
-            candidate = reexecute(self.machine, self.head, self.trie, self.base, row.block)
+            candidate = reexecute(
+                self.machine, self.head, self.trie, self.history, self.base, row.block
+            )
         except Exception as error:
             raise LedgerCorrupted(
                 f"journaled block {row.height} does not follow from block {self.head.height} "
                 f"({error}): restore the ledger file from a backup",
                 height=row.height,
             ) from error
-        block = Pending(candidate.layer, row.block.header.timestamp_ms, candidate=candidate)
+        header = row.block.header
+        env = BlockEnv(header.timestamp_ms, header.height)
+        block = Pending(candidate.layer, env, candidate=candidate)
         block.proposal = row.raw
         for raw, receipt in zip(row.block.transactions, candidate.receipts, strict=True):
             self._record(block, raw, receipt)
@@ -100,12 +115,12 @@ class Chain:
         tx = parse_transaction(raw)
         block.raw.append(raw)
         block.receipts.append(receipt)
-        if (mark := tx.mark()) is not None:
+        for mark in tx.marks():
             block.marks[mark] = Mark(receipt.tx, tx.intent())
         self.queued[receipt.tx] = block
 
     @property
-    def tip(self) -> Layer:
+    def tip(self) -> Base:
         """State after everything accepted so far, final or not."""
         return self.pending[-1].layer if self.pending else self.base
 
@@ -128,15 +143,15 @@ class Chain:
             )
         block = self._filling(now_ms)
         try:
-            receipt = self.machine.execute(block.layer, tx, block.timestamp_ms)
+            receipt = self.machine.execute(block.layer, tx, block.env, size=len(raw))
         except TransactionRefused:
-            if block.timestamp_ms >= now_ms or not block.raw:
+            if block.env.timestamp_ms >= now_ms or not block.raw:
                 self._drop_empty()
                 raise
             # Refused at the time this block was begun, which may be long ago: try at this time.
             block = self._fresh(now_ms)
             try:
-                receipt = self.machine.execute(block.layer, tx, block.timestamp_ms)
+                receipt = self.machine.execute(block.layer, tx, block.env, size=len(raw))
             except TransactionRefused:
                 self._drop_empty()
                 raise
@@ -150,8 +165,9 @@ class Chain:
         return last
 
     def _fresh(self, now_ms: int) -> Pending:
-        before = self.pending[-1].timestamp_ms if self.pending else self.head.timestamp_ms
-        block = Pending(Layer(self.tip), max(now_ms, before))
+        before = self.pending[-1].env.timestamp_ms if self.pending else self.head.timestamp_ms
+        height = self.head.height + len(self.pending) + 1
+        block = Pending(Layer(self.tip), BlockEnv(max(now_ms, before), height))
         self.pending.append(block)
         return block
 
@@ -168,10 +184,11 @@ class Chain:
             self.machine.genesis,
             self.head,
             self.trie,
+            self.history,
             block.layer,
             transactions=block.raw,
             receipts=block.receipts,
-            timestamp_ms=block.timestamp_ms,
+            timestamp_ms=block.env.timestamp_ms,
         )
         block.proposal = Block(
             header=block.candidate.header,
@@ -189,6 +206,7 @@ class Chain:
             self.pending[0].layer.parent = self.base
         self.head = block.candidate.header
         self.trie = block.candidate.trie
+        self.history = block.candidate.history
         self.certificate = certificate
         for receipt in block.receipts:
             self.queued.pop(receipt.tx, None)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, Protocol
 from weakref import WeakValueDictionary
@@ -25,6 +26,7 @@ from daifi_flows.cnft import (
 )
 from daifi_flows.errors import LedgerUnavailable, TransactionRefused
 from daifi_flows.keys import Account
+from daifi_flows.ledger._params import Params
 from daifi_flows.ledger._records import (
     AccountRecord,
     LedgerHealth,
@@ -34,20 +36,19 @@ from daifi_flows.ledger._records import (
     TokenRecord,
 )
 from daifi_flows.ledger._store import Mark
-from daifi_flows.ledger._transactions import (
+from daifi_flows.ledger._tx import NO_REQUEST, Transaction
+from daifi_flows.ledger._tx.money import Transfer
+from daifi_flows.ledger._tx.nodes import Register, Stake
+from daifi_flows.ledger._tx.tasks import (
     Assign,
     Cancel,
     Commit,
     Effect,
     Expire,
     Open,
-    Register,
     Reject,
     Release,
     Settle,
-    Stake,
-    Transaction,
-    Transfer,
     Unproven,
 )
 
@@ -55,6 +56,11 @@ __all__ = ["LedgerClient", "Port"]
 
 _BACKOFF_S: Final = (0.01, 1.0)
 """The first and the longest pause before a transaction is signed again, less a random part."""
+
+_VALID_MS: Final = 600_000
+"""How long a signed transaction is good for: beyond any wait of ours, and clocks may differ."""
+_FEE_MARGIN: Final = 2
+"""A transaction pays up to this many times today's fee: governance may raise it meanwhile."""
 
 _LOOK_S: Final = 0.25
 """How often a waiter looks by itself, should the wake-up have gone to a loop that died."""
@@ -132,6 +138,7 @@ class Port(Protocol):
     async def wait(self, tx_id: bytes) -> Receipt: ...
     async def next_nonce(self, address: str) -> int: ...
     async def find(self, mark: bytes) -> Mark | None: ...
+    async def params(self) -> Params: ...
     async def head(self) -> tuple[BlockHeader, QuorumCertificate | None]: ...
     async def committee(self) -> Committee: ...
     async def account(self, address: str) -> AccountRecord: ...
@@ -158,6 +165,7 @@ class LedgerClient:
         self._port = port
         self._ledger_id = ledger_id
         self._patience_s = patience_s
+        self._fee_per_byte_wei: int | None = None
 
     @property
     def ledger_id(self) -> bytes:
@@ -190,6 +198,10 @@ class LedgerClient:
         """Where all money is."""
         return await self._port.supply()
 
+    async def params(self) -> Params:
+        """The parameters in force."""
+        return await self._port.params()
+
     async def nodes(self) -> tuple[AccountRecord, ...]:
         """Accounts registered as nodes, by address."""
         return await self._port.nodes()
@@ -204,78 +216,61 @@ class LedgerClient:
 
     # Transactions
 
-    async def transfer(self, to: str, amount_wei: int, sender: Account) -> Receipt:
-        """Move money to another account."""
-        return await self._send(
-            sender, lambda who, nonce: Transfer(**who, nonce=nonce, to=to, amount_wei=amount_wei)
-        )
+    async def transfer(
+        self, to: str, amount_wei: int, sender: Account, *, request: bytes | None = None
+    ) -> Receipt:
+        """Move money to another account; see :meth:`Settlement.transfer`."""
+        fields = {"to": to, "amount_wei": amount_wei}
+        return await self._send(Transfer, sender, fields, request or secrets.token_bytes(32))
 
-    async def stake(self, amount_wei: int, node: Account) -> Receipt:
-        """Put a node's own money at stake."""
-        return await self._send(
-            node, lambda who, nonce: Stake(**who, nonce=nonce, amount_wei=amount_wei)
-        )
+    async def stake(
+        self, amount_wei: int, node: Account, *, request: bytes | None = None
+    ) -> Receipt:
+        """Put a node's own money at stake; see :meth:`Settlement.stake`."""
+        fields = {"amount_wei": amount_wei}
+        return await self._send(Stake, node, fields, request or secrets.token_bytes(32))
 
     async def register(self, info: NodeInfo, node: Account) -> Receipt:
         """Offer a node, or change its offer."""
-        return await self._send(node, lambda who, nonce: Register(**who, nonce=nonce, info=info))
+        return await self._send(Register, node, {"info": info})
 
     async def open_escrow(self, spec: TaskSpec, buyer: Account) -> Receipt:
         """Open a task and lock its highest price."""
-        return await self._send(buyer, lambda who, nonce: Open(**who, nonce=nonce, spec=spec))
+        return await self._send(Open, buyer, {"spec": spec})
 
     async def assign(self, task_id: bytes, node: str, price_wei: int, buyer: Account) -> Receipt:
         """Give an open task to a registered, staked node at a price."""
-        attempt = (await self._require(task_id)).attempt
-        return await self._send(
-            buyer,
-            lambda who, nonce: Assign(
-                **who,
-                nonce=nonce,
-                task_id=task_id,
-                attempt=attempt,
-                node=node,
-                price_wei=price_wei,
-            ),
-        )
+        fields = {
+            "task_id": task_id,
+            "attempt": (await self._require(task_id)).attempt,
+            "node": node,
+            "price_wei": price_wei,
+        }
+        return await self._send(Assign, buyer, fields)
 
     async def commit(
         self, task_id: bytes, header: ProofHeader, proof_cid: str, sender: Account
     ) -> Receipt:
         """Record the node's signed proof header; ``sender`` is the buyer or the node."""
-        attempt = (await self._require(task_id)).attempt
-        return await self._send(
-            sender,
-            lambda who, nonce: Commit(
-                **who,
-                nonce=nonce,
-                task_id=task_id,
-                attempt=attempt,
-                proof_cid=proof_cid,
-                header=header,
-            ),
-        )
+        fields = {
+            "task_id": task_id,
+            "attempt": (await self._require(task_id)).attempt,
+            "proof_cid": proof_cid,
+            "header": header,
+        }
+        return await self._send(Commit, sender, fields)
 
     async def settle(self, attestation: Attestation, metadata: bytes, sender: Account) -> Receipt:
         """Pay for an accepted execution and mint its token."""
-        return await self._send(
-            sender,
-            lambda who, nonce: Settle(
-                **who, nonce=nonce, attestation=attestation, metadata=metadata
-            ),
-        )
+        return await self._send(Settle, sender, {"attestation": attestation, "metadata": metadata})
 
     async def reject(self, attestation: Attestation, sender: Account) -> Receipt:
         """Slash a rejected node and reopen the task."""
-        return await self._send(
-            sender, lambda who, nonce: Reject(**who, nonce=nonce, attestation=attestation)
-        )
+        return await self._send(Reject, sender, {"attestation": attestation})
 
     async def unproven(self, attestation: Attestation, sender: Account) -> Receipt:
         """Refund a task the committee could not decide."""
-        return await self._send(
-            sender, lambda who, nonce: Unproven(**who, nonce=nonce, attestation=attestation)
-        )
+        return await self._send(Unproven, sender, {"attestation": attestation})
 
     async def release(self, task_id: bytes, buyer: Account) -> Receipt:
         """Take an assigned task back from a lost node, without a slash."""
@@ -283,29 +278,19 @@ class LedgerClient:
         attempt = task.attempt
         if task.state is not TaskState.ASSIGNED and attempt > 0:
             attempt -= 1  # perhaps this very call succeeded before: then its receipt is returned
-        return await self._send(
-            buyer,
-            lambda who, nonce: Release(**who, nonce=nonce, task_id=task_id, attempt=attempt),
-        )
+        return await self._send(Release, buyer, {"task_id": task_id, "attempt": attempt})
 
     async def cancel(self, task_id: bytes, buyer: Account) -> Receipt:
         """Give up a task that no node has answered; refunds the escrow."""
-        return await self._send(
-            buyer, lambda who, nonce: Cancel(**who, nonce=nonce, task_id=task_id)
-        )
+        return await self._send(Cancel, buyer, {"task_id": task_id})
 
     async def expire(self, task_id: bytes, sender: Account) -> Receipt:
         """Refund a task past its deadline."""
-        return await self._send(
-            sender, lambda who, nonce: Expire(**who, nonce=nonce, task_id=task_id)
-        )
+        return await self._send(Expire, sender, {"task_id": task_id})
 
     async def effect(self, token_id: bytes, digest: bytes, owner: Account) -> Receipt:
         """Commit, once, to what a token's after-settlement action returned."""
-        return await self._send(
-            owner,
-            lambda who, nonce: Effect(**who, nonce=nonce, token_id=token_id, effect=digest),
-        )
+        return await self._send(Effect, owner, {"token_id": token_id, "effect": digest})
 
     async def _require(self, task_id: bytes) -> TaskRecord:
         task = await self._port.task(task_id)
@@ -316,25 +301,35 @@ class LedgerClient:
         return task
 
     async def _send(
-        self, account: Account, make: Callable[[dict[str, Any], int], Transaction]
+        self,
+        kind: type[Transaction],
+        account: Account,
+        fields: Mapping[str, Any],
+        request: bytes = NO_REQUEST,
     ) -> Receipt:
         """Sign with the next nonce, send, and wait until it is final.
 
         A signed transaction is re-signed with another nonce only when the ledger has refused the
-        first one's: so it can never take effect twice.
+        first one's, and always under the same request id: so it can never take effect twice.
         """
-        who = {"sender": account.address}
+        terms: dict[str, Any] = {"sender": account.address, "request": request, **fields}
         turn = _turn_of(self._ledger_id, account.address)
         give_up: float | None = None
         pause_s, longest_s = _BACKOFF_S
         while True:
             try:
                 async with turn:
-                    nonce = await self._port.next_nonce(account.address)
-                    tx = make(who, nonce).signed(account, self._ledger_id)
-                    tx_id = await self._done(tx) or await self._enqueue(tx)
+                    if self._fee_per_byte_wei is None:
+                        self._fee_per_byte_wei = (await self._port.params()).fees.fee_per_byte_wei
+                    terms["nonce"] = await self._port.next_nonce(account.address)
+                    terms["valid_until_ms"] = time.time_ns() // 1_000_000 + _VALID_MS
+                    tx = self._limited(kind(**terms)).signed(account, self._ledger_id)
+                    tx_id = await self._port.enqueue(tx.encode())
             except TransactionRefused as error:
-                if error.details.get("code") != "bad-nonce":
+                code = error.details.get("code")
+                if code == "fee-too-high":
+                    self._fee_per_byte_wei = None  # it was raised: read it again
+                elif code != "bad-nonce":
                     raise
                 refused = error  # another process signs for this account too
             else:
@@ -349,32 +344,10 @@ class LedgerClient:
             await asyncio.sleep(random.uniform(0, pause_s))
             pause_s = min(2 * pause_s, longest_s)
 
-    async def _enqueue(self, tx: Transaction) -> bytes:
-        try:
-            return await self._port.enqueue(tx.encode())
-        except TransactionRefused:
-            if (done := await self._done(tx)) is not None:
-                return done
-            raise
-
-    async def _done(self, tx: Transaction) -> bytes | None:
-        """The transaction that already did this, when it did exactly this.
-
-        Raises:
-            TransactionRefused: ``duplicate``: it was done with other terms.
-        """
-        key = tx.mark()
-        mark = await self._port.find(key) if key is not None else None
-        if mark is None:
-            return None
-        if mark.intent == tx.intent():
-            return mark.tx
-        if isinstance(tx, Register):
-            return None  # an offer may change
-        raise TransactionRefused(
-            f"this {tx.kind} already happened with other terms; read the task to see which",
-            code="duplicate",
-        )
+    def _limited(self, tx: Transaction) -> Transaction:
+        """With a limit on its fee: amounts have one length, so the limit does not change it."""
+        fee_wei = (self._fee_per_byte_wei or 0) * len(tx.encode())
+        return tx.model_copy(update={"max_fee_wei": fee_wei * _FEE_MARGIN})
 
     async def _wait(self, tx_id: bytes) -> Receipt:
         give_up = time.monotonic() + self._patience_s

@@ -18,7 +18,8 @@ from daifi_flows.ledger._blocks import (
     reexecute,
 )
 from daifi_flows.ledger._machine import Machine
-from daifi_flows.ledger._records import Genesis
+from daifi_flows.ledger._params import Genesis
+from daifi_flows.merkle import MountainRange
 
 __all__ = ["Replica"]
 
@@ -41,6 +42,7 @@ class Replica:
     def __init__(self, genesis: Genesis, clock: Callable[[], int] | None = None) -> None:
         self._machine = Machine(genesis)
         self._head, self._base, self._trie = genesis_header(self._machine)
+        self._history = MountainRange()
         self._hashes: list[bytes] = [self._head.digest]
         self._clock = clock
         self._signed: Candidate | None = None
@@ -80,9 +82,12 @@ class Replica:
             raise LedgerError(f"another block {header.height} was signed already; refused")
         if self._clock is not None and header.timestamp_ms > self._clock() + MAX_CLOCK_DRIFT_MS:
             raise LedgerError(f"block {header.height} is dated in the future; refused")
-        self._signed = reexecute(self._machine, self._head, self._trie, self._base, parsed)
+        self._signed = self._execute(parsed)
         self._signed_bytes = block
         return header.digest
+
+    def _execute(self, block: Block) -> Candidate:
+        return reexecute(self._machine, self._head, self._trie, self._history, self._base, block)
 
     def _advance(self, certificate: QuorumCertificate | None) -> None:
         signed = self._signed
@@ -100,6 +105,7 @@ class Replica:
     def _adopt(self, candidate: Candidate) -> None:
         candidate.layer.merge_down()
         self._head, self._trie = candidate.header, candidate.trie
+        self._history = candidate.history
         self._hashes.append(candidate.header.digest)
         self._signed, self._signed_bytes = None, b""
 
@@ -124,9 +130,7 @@ class Replica:
                 raise LedgerError(f"block {header.height} has no valid certificate")
             signed = self._signed
             if signed is None or signed.header.digest != header.digest:
-                signed = reexecute(
-                    self._machine, self._head, self._trie, self._base, certified.block
-                )
+                signed = self._execute(certified.block)
             self._adopt(signed)
 
     @property

@@ -19,7 +19,6 @@ from daifi_flows.cnft import (
     Attestation,
     BlockHeader,
     Committee,
-    Noun,
     QuorumCertificate,
     Receipt,
 )
@@ -29,20 +28,24 @@ from daifi_flows.errors import (
     LedgerUnavailable,
     TransactionRefused,
 )
+from daifi_flows.history import HistoryProof
 from daifi_flows.ledger._blocks import CertifiedBlock, certificate_valid, inclusions
 from daifi_flows.ledger._certifier import Certifier, collect
 from daifi_flows.ledger._chain import Chain, Pending
+from daifi_flows.ledger._params import Genesis, Params
 from daifi_flows.ledger._records import (
     AccountRecord,
-    Genesis,
     LedgerHealth,
+    Record,
     SupplyReport,
     TaskRecord,
     TokenRecord,
 )
-from daifi_flows.ledger._state import Layer, decode_entry
+from daifi_flows.ledger._state import MemoryBase, decode_entry
 from daifi_flows.ledger._store import Mark, Store
-from daifi_flows.ledger._transactions import Settle, parse_transaction
+from daifi_flows.ledger._tx import Transaction, parse_transaction
+from daifi_flows.ledger._tx.tasks import Settle
+from daifi_flows.merkle import MountainRange, mountain_proof
 
 __all__ = ["LedgerService"]
 
@@ -134,10 +137,12 @@ class LedgerService:
                         "the file from a backup",
                         height=head.height,
                     )
-                chain.restore(head.block.header, head.certificate, Layer(changes=entries))
+                header = head.block.header
+                history = MountainRange.load(store.node, header.history_size)
+                chain.restore(header, head.certificate, MemoryBase(entries), history)
             elif not entries:
-                store.seed(chain.base.encoded_changes())
-            elif Layer(changes=entries).encoded_changes() != chain.base.encoded_changes():
+                store.seed(chain.base.encoded())
+            elif MemoryBase(entries).encoded() != chain.base.encoded():
                 raise LedgerCorrupted(
                     f"the genesis state in {self.path} is not its genesis: restore a backup",
                     height=0,
@@ -170,20 +175,48 @@ class LedgerService:
     async def enqueue(self, raw: bytes) -> bytes:
         """Check and accept a signed transaction; its id. Not final until :meth:`wait` returns.
 
+        A repeat of what an earlier transaction did (same request, or same task and terms) is
+        answered with the earlier one's id.
+
         Raises:
-            TransactionRefused: a rule is broken; nothing changed.
+            TransactionRefused: a rule is broken, or it was done with other terms
+                (``duplicate``); nothing changed.
             LedgerUnavailable: too many transactions wait, or the file cannot be written.
         """
         if self._broken is not None:
             raise self._broken
-        tx_id = parse_transaction(raw).digest(self.ledger_id)
+        tx = parse_transaction(raw)
+        tx_id = tx.digest(self.ledger_id)
         if self._store.find_tx(tx_id) is not None:
             return tx_id
+        if (done := self._done(tx)) is not None:
+            return done
         tx_id = self._chain.add(raw, self._clock())
         if tx_id not in self._waiters:
             self._waiters[tx_id] = asyncio.get_running_loop().create_future()
         self._wake.set()
         return tx_id
+
+    def _done(self, tx: Transaction) -> bytes | None:
+        """The transaction that already did this, when it did exactly this."""
+        intent = tx.intent()
+        for key in tx.marks():
+            mark = self._chain.pending_mark(key) or self._store.find_mark(key)
+            if mark is None:
+                continue
+            if mark.intent == intent:
+                return mark.tx
+            if key == tx.request_mark():
+                raise TransactionRefused(
+                    "this request id was used for something else; draw a new one",
+                    code="duplicate",
+                )
+            if not tx.repeatable:
+                raise TransactionRefused(
+                    f"this {tx.kind} already happened with other terms; read the task to see which",
+                    code="duplicate",
+                )
+        return None
 
     async def wait(self, tx_id: bytes) -> Receipt:
         """The receipt of an accepted transaction, once its block is final.
@@ -237,7 +270,14 @@ class LedgerService:
         certificate = await self._certify(block)
         txs = [receipt.tx for receipt in block.receipts]
         await self._write(
-            self._store.finalise, height, certificate, block.candidate.entries, txs, block.marks
+            self._store.finalise,
+            height,
+            certificate,
+            block.candidate.entries,
+            txs,
+            block.marks,
+            self._chain.history.stored,
+            block.candidate.nodes,
         )
         self._chain.finalise(certificate)
         self._remember(height, inclusions(block.candidate.header, certificate, block.receipts))
@@ -284,6 +324,38 @@ class LedgerService:
 
     # Reading
 
+    async def prove(self, tx_id: bytes) -> HistoryProof:
+        """The receipt of a final transaction, shown against the newest certified block.
+
+        Raises:
+            TransactionRefused: ``unknown``: it is not final here.
+        """
+        head, certificate = self._chain.head, self._chain.certificate
+        found = self._store.find_tx(tx_id)
+        if found is None or found[0] > head.height or certificate is None:
+            raise TransactionRefused(
+                f"transaction {tx_id.hex()} is not final here; wait for its receipt first",
+                code="unknown",
+            )
+        height, position = found
+        row = next(self._store.rows(height, height))
+        index = row.block.header.history_size - len(row.receipts) + position
+        return HistoryProof(
+            leaf=row.receipts[position],
+            index=index,
+            path=mountain_proof(self.history_node, index, head.history_size),
+            header=head,
+            certificate=certificate,
+        )
+
+    def history_node(self, position: int) -> bytes:
+        """A stored hash of the history's mountain range (see :mod:`daifi_flows.merkle`).
+
+        Raises:
+            LedgerCorrupted: it is not there, or fails its checksum.
+        """
+        return self._store.node(position)
+
     async def history(self, from_height: int) -> Sequence[bytes]:
         """Certified blocks from a height on, at most 256."""
         last = min(self._chain.head.height, from_height + _HISTORY - 1)
@@ -325,18 +397,22 @@ class LedgerService:
         """Where all money is."""
         return self._chain.base.supply()
 
+    async def params(self) -> Params:
+        """The parameters in force."""
+        return self._chain.base.params()
+
     async def nodes(self) -> tuple[AccountRecord, ...]:
         """Accounts registered as nodes, by address."""
         found = [
             noun
-            for noun in self._chain.base.changes.values()
+            for _, noun in self._chain.base.items()
             if isinstance(noun, AccountRecord) and noun.registered is not None
         ]
         return tuple(sorted(found, key=lambda account: account.address))
 
-    async def entries(self) -> dict[bytes, Noun]:
+    async def entries(self) -> dict[bytes, Record]:
         """Every final state entry (a copy)."""
-        return dict(self._chain.base.changes)
+        return dict(self._chain.base.items())
 
     async def attestation_receipt(self, task_id: bytes) -> tuple[Attestation, Receipt] | None:
         """The attestation that settled a task, and its settlement's receipt."""

@@ -15,6 +15,7 @@ from daifi_flows.cnft import (
     TaskSpec,
 )
 from daifi_flows.keys import Account
+from daifi_flows.ledger._params import Params
 from daifi_flows.ledger._records import AccountRecord, SupplyReport, TaskRecord, TokenRecord
 
 __all__ = ["Settlement"]
@@ -27,7 +28,8 @@ class Settlement(Protocol):
     Reads see final state. Every other method sends one signed transaction and returns the receipt
     of the block that made it final; repeating a call that already happened (same task or token,
     same terms) returns the original receipt, so a caller that died can simply call again.
-    ``transfer`` and ``stake`` move money each time they are called.
+    ``transfer`` and ``stake`` move money each time they are called, unless they are given the
+    same ``request``: 32 bytes, drawn by the caller and kept for the repeat.
 
     All of them raise :class:`~daifi_flows.errors.TransactionRefused` when a rule is broken
     (nothing changed) and :class:`~daifi_flows.errors.LedgerUnavailable` when the ledger or its
@@ -63,6 +65,10 @@ class Settlement(Protocol):
         """Where all money is."""
         ...
 
+    async def params(self) -> Params:
+        """The parameters in force."""
+        ...
+
     async def nodes(self) -> tuple[AccountRecord, ...]:
         """Accounts registered as nodes, by address."""
         ...
@@ -71,11 +77,15 @@ class Settlement(Protocol):
         """The attestation that settled a task, and its settlement's receipt."""
         ...
 
-    async def transfer(self, to: str, amount_wei: int, sender: Account) -> Receipt:
+    async def transfer(
+        self, to: str, amount_wei: int, sender: Account, *, request: bytes | None = None
+    ) -> Receipt:
         """Move money to another account."""
         ...
 
-    async def stake(self, amount_wei: int, node: Account) -> Receipt:
+    async def stake(
+        self, amount_wei: int, node: Account, *, request: bytes | None = None
+    ) -> Receipt:
         """Put a node's own money at stake."""
         ...
 

@@ -1,50 +1,67 @@
-"""The state: accounts, tasks, tokens and supply, as layers of changes over a base.
+"""The state: records by key, as layers of changes over a base.
 
-A layer sees through to the one below it. A refused transaction drops its layer; a certified block
+A layer sees through to what is below it. A refused transaction drops its layer; a certified block
 merges its layer down.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, TypeVar
 
-from daifi_flows.cnft import Noun
 from daifi_flows.errors import EncodingError, LedgerCorrupted
+from daifi_flows.ledger._params import Params, ParamsRecord
 from daifi_flows.ledger._records import (
+    BUCKETS,
     AccountRecord,
+    Record,
     SupplyReport,
     TaskRecord,
     TokenRecord,
 )
 
-__all__ = ["Layer", "account_key", "decode_entry", "supply_of", "task_key", "token_key"]
+__all__ = [
+    "RECORDS",
+    "Base",
+    "Layer",
+    "MemoryBase",
+    "account_key",
+    "decode_entry",
+    "supply_of",
+    "task_key",
+    "token_key",
+]
 
-SUPPLY_KEY: Final = b"supply"
-_KINDS: Final[dict[int, type[Noun]]] = {
-    ord("a"): AccountRecord,
-    ord("t"): TaskRecord,
-    ord("n"): TokenRecord,
-    ord("s"): SupplyReport,
-}
+RECORDS: Final[tuple[type[Record], ...]] = (
+    AccountRecord,
+    TaskRecord,
+    TokenRecord,
+    SupplyReport,
+    ParamsRecord,
+)
+"""Every kind of record there is."""
+_KINDS: Final[dict[int, type[Record]]] = {kind.prefix[0]: kind for kind in RECORDS}
+assert len(_KINDS) == len(RECORDS), "two kinds of records share a prefix"
+_T = TypeVar("_T", bound=Record)
 
 
 def account_key(address: str) -> bytes:
     """State key of an account."""
-    return b"a" + bytes.fromhex(address[2:])
+    return AccountRecord.prefix + bytes.fromhex(address[2:])
 
 
 def task_key(task_id: bytes) -> bytes:
     """State key of a task."""
-    return b"t" + task_id
+    return TaskRecord.prefix + task_id
 
 
 def token_key(token_id: bytes) -> bytes:
     """State key of a token."""
-    return b"n" + token_id
+    return TokenRecord.prefix + token_id
 
 
-def decode_entry(key: bytes, value: bytes) -> Noun:
+def decode_entry(key: bytes, value: bytes) -> Record:
     """The record stored under a key.
 
     Raises:
@@ -54,111 +71,152 @@ def decode_entry(key: bytes, value: bytes) -> Noun:
     if kind is None:
         raise LedgerCorrupted("the ledger's state holds an entry of unknown kind: restore a backup")
     try:
-        return kind.from_canonical(value)
+        record = kind.from_canonical(value)
     except EncodingError as error:
         raise LedgerCorrupted(
             f"the ledger's state holds a damaged entry ({error}): restore a backup"
         ) from error
+    if record.key() != key:
+        raise LedgerCorrupted(
+            "the ledger's state holds an entry under another's key: restore a backup"
+        )
+    return record
 
 
-class Layer:
-    """Changes over a parent layer, or the base when there is no parent."""
+class Base(ABC):
+    """A readable state that takes changes; what layers sit on."""
 
-    __slots__ = ("changes", "parent")
+    __slots__ = ()
 
-    def __init__(self, parent: Layer | None = None, changes: dict[bytes, Noun] | None = None):
-        self.parent = parent
-        self.changes: dict[bytes, Noun] = changes if changes is not None else {}
+    @abstractmethod
+    def get(self, key: bytes) -> Record | None:
+        """The record under ``key``."""
 
-    def get(self, key: bytes) -> Noun | None:
-        """The record under ``key``, from the topmost layer that has it."""
-        layer: Layer | None = self
-        while layer is not None:
-            if (found := layer.changes.get(key)) is not None:
-                return found
-            layer = layer.parent
-        return None
+    @abstractmethod
+    def items(self) -> Iterator[tuple[bytes, Record]]:
+        """Every entry, in any order: for audits and tests."""
+
+    @abstractmethod
+    def apply(self, changes: Mapping[bytes, Record | None]) -> None:
+        """Set these entries; absent ones are removed."""
+
+    def find(self, kind: type[_T], key: bytes) -> _T | None:
+        """The record of this kind under ``key``, if there is one."""
+        found = self.get(key)
+        return found if isinstance(found, kind) else None
 
     def account(self, address: str) -> AccountRecord:
         """An account; zeros for an address never seen."""
-        found = self.get(account_key(address))
-        return found if isinstance(found, AccountRecord) else AccountRecord(address=address)
+        return self.find(AccountRecord, account_key(address)) or AccountRecord(address=address)
 
     def task(self, task_id: bytes) -> TaskRecord | None:
-        """A task, if it was ever opened."""
-        found = self.get(task_key(task_id))
-        return found if isinstance(found, TaskRecord) else None
+        """A task, if it was opened and has not left the state."""
+        return self.find(TaskRecord, task_key(task_id))
 
     def token(self, token_id: bytes) -> TokenRecord | None:
         """A token, if it was ever minted."""
-        found = self.get(token_key(token_id))
-        return found if isinstance(found, TokenRecord) else None
+        return self.find(TokenRecord, token_key(token_id))
 
     def supply(self) -> SupplyReport:
-        """Where all money is."""
-        found = self.get(SUPPLY_KEY)
-        if not isinstance(found, SupplyReport):
+        """Where all money is.
+
+        Raises:
+            LedgerCorrupted: the state does not say.
+        """
+        found = self.find(SupplyReport, SupplyReport.prefix)
+        if found is None:
             raise LedgerCorrupted("the ledger's state has no supply record: restore a backup")
         return found
 
-    def put_account(self, account: AccountRecord) -> None:
-        """Set an account."""
-        self.changes[account_key(account.address)] = account
+    def params(self) -> Params:
+        """The parameters in force.
 
-    def put_task(self, task: TaskRecord) -> None:
-        """Set a task."""
-        self.changes[task_key(task.task_id)] = task
+        Raises:
+            LedgerCorrupted: the state does not say.
+        """
+        found = self.find(ParamsRecord, ParamsRecord.prefix)
+        if found is None:
+            raise LedgerCorrupted("the ledger's state has no parameters: restore a backup")
+        return found.params
 
-    def put_token(self, token: TokenRecord) -> None:
-        """Set a token."""
-        self.changes[token_key(token.token_id)] = token
+    def encoded(self) -> dict[bytes, bytes]:
+        """Every entry as it is hashed and stored."""
+        return {key: record.canonical() for key, record in self.items()}
 
-    def put_supply(self, supply: SupplyReport) -> None:
-        """Set the supply record."""
-        self.changes[SUPPLY_KEY] = supply
 
-    def encoded_changes(self) -> dict[bytes, bytes]:
-        """This layer's own changes, as they are hashed and stored."""
-        return {key: noun.canonical() for key, noun in self.changes.items()}
+class MemoryBase(Base):
+    """A whole state in memory."""
+
+    __slots__ = ("entries",)
+
+    def __init__(self, entries: dict[bytes, Record] | None = None) -> None:
+        self.entries: dict[bytes, Record] = entries if entries is not None else {}
+
+    def get(self, key: bytes) -> Record | None:
+        return self.entries.get(key)
+
+    def items(self) -> Iterator[tuple[bytes, Record]]:
+        return iter(self.entries.items())
+
+    def apply(self, changes: Mapping[bytes, Record | None]) -> None:
+        for key, record in changes.items():
+            if record is None:
+                self.entries.pop(key, None)
+            else:
+                self.entries[key] = record
+
+
+class Layer(Base):
+    """Changes over a parent: another layer, or a base. Absent values are tombstones."""
+
+    __slots__ = ("changes", "parent")
+
+    def __init__(self, parent: Base) -> None:
+        self.parent = parent
+        self.changes: dict[bytes, Record | None] = {}
+
+    def get(self, key: bytes) -> Record | None:
+        below: Base = self
+        while isinstance(below, Layer):
+            if key in below.changes:
+                return below.changes[key]
+            below = below.parent
+        return below.get(key)
+
+    def items(self) -> Iterator[tuple[bytes, Record]]:
+        merged = dict(self.parent.items())
+        MemoryBase(merged).apply(self.changes)
+        return iter(merged.items())
+
+    def apply(self, changes: Mapping[bytes, Record | None]) -> None:
+        self.changes.update(changes)
+
+    def put(self, record: Record) -> None:
+        """Set a record under its own key."""
+        self.changes[record.key()] = record
+
+    def remove(self, key: bytes) -> None:
+        """Take a record out of the state."""
+        self.changes[key] = None
+
+    def encoded_changes(self) -> dict[bytes, bytes | None]:
+        """This layer's own changes, as they are hashed and stored; absent: removed."""
+        return {
+            key: None if record is None else record.canonical()
+            for key, record in self.changes.items()
+        }
 
     def merge_down(self) -> None:
         """Move this layer's changes into its parent."""
-        assert self.parent is not None, "the base has nothing below it"
-        self.parent.changes.update(self.changes)
+        self.parent.apply(self.changes)
         self.changes = {}
 
-    def items(self) -> Iterator[tuple[bytes, Noun]]:
-        """Every entry visible through this layer."""
-        merged: dict[bytes, Noun] = {}
-        layers: list[Layer] = []
-        layer: Layer | None = self
-        while layer is not None:
-            layers.append(layer)
-            layer = layer.parent
-        for each in reversed(layers):
-            merged.update(each.changes)
-        return iter(merged.items())
 
-
-def supply_of(entries: Mapping[bytes, Noun]) -> SupplyReport:
+def supply_of(state: Base) -> SupplyReport:
     """Count all money from the records themselves (the stored report is kept incrementally)."""
-    balances = stakes = escrows = 0
-    stored: SupplyReport | None = None
-    for noun in entries.values():
-        if isinstance(noun, AccountRecord):
-            balances += noun.balance_wei
-            stakes += noun.stake_wei
-        elif isinstance(noun, TaskRecord):
-            escrows += noun.escrow_wei
-        elif isinstance(noun, SupplyReport):
-            stored = noun
-    if stored is None:
-        raise LedgerCorrupted("the ledger's state has no supply record: restore a backup")
-    return SupplyReport(
-        issued_wei=stored.issued_wei,
-        burned_wei=stored.burned_wei,
-        balances_wei=balances,
-        stakes_wei=stakes,
-        escrows_wei=escrows,
-        treasury_wei=stored.treasury_wei,
-    )
+    held: dict[str, int] = dict.fromkeys(BUCKETS, 0)
+    for _, record in state.items():
+        for bucket, amount_wei in record.holdings.items():
+            held[bucket] += amount_wei
+    stored = state.supply()
+    return stored.model_copy(update={f"{bucket}_wei": held[bucket] for bucket in BUCKETS})

@@ -18,7 +18,7 @@ from daifi_flows.cnft import QuorumCertificate, TxReceipt
 from daifi_flows.encoding import canonical, decode_canonical, sha256
 from daifi_flows.errors import EncodingError, LedgerCorrupted, LedgerError, LedgerUnavailable
 from daifi_flows.ledger._blocks import Block
-from daifi_flows.ledger._records import Genesis
+from daifi_flows.ledger._params import Genesis
 
 __all__ = ["Mark", "Row", "Store", "transaction"]
 
@@ -35,6 +35,8 @@ CREATE TABLE IF NOT EXISTS state (
 CREATE TABLE IF NOT EXISTS txs (
   hash BLOB PRIMARY KEY, height INTEGER NOT NULL, position INTEGER NOT NULL,
   checksum BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS history (
+  position INTEGER PRIMARY KEY, hash BLOB NOT NULL, checksum BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS marks (
   mark BLOB PRIMARY KEY, hash BLOB NOT NULL, intent BLOB NOT NULL,
   checksum BLOB NOT NULL) WITHOUT ROWID;
@@ -235,11 +237,16 @@ class Store:
         self,
         height: int,
         certificate: QuorumCertificate,
-        entries: Mapping[bytes, bytes],
+        entries: Mapping[bytes, bytes | None],
         txs: Sequence[bytes],
         marks: Mapping[bytes, Mark],
+        first_node: int,
+        nodes: Sequence[bytes],
     ) -> None:
-        """Write a block's certificate and everything that became final with it."""
+        """Write a block's certificate and everything that became final with it.
+
+        ``nodes`` are the hashes it adds to the history, from position ``first_node`` on.
+        """
         with readable(self.path), transaction(self._db):
             raw, leaves = self._db.execute(
                 "SELECT block, receipts FROM blocks WHERE height = ?", (height,)
@@ -258,16 +265,23 @@ class Store:
                 "INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)",
                 [(key, m.tx, m.intent, checksum(key, *m)) for key, m in marks.items()],
             )
+            self._db.executemany(
+                "INSERT INTO history VALUES (?, ?, ?)",
+                [(at, node, checksum(at, node)) for at, node in enumerate(nodes, first_node)],
+            )
 
     def seed(self, entries: Mapping[bytes, bytes]) -> None:
         """Write the genesis state into a fresh file."""
         with readable(self.path), transaction(self._db):
             self._put_entries(entries)
 
-    def _put_entries(self, entries: Mapping[bytes, bytes]) -> None:
+    def _put_entries(self, entries: Mapping[bytes, bytes | None]) -> None:
         self._db.executemany(
             "INSERT OR REPLACE INTO state VALUES (?, ?, ?)",
-            [(key, value, checksum(key, value)) for key, value in entries.items()],
+            [(k, v, checksum(k, v)) for k, v in entries.items() if v is not None],
+        )
+        self._db.executemany(
+            "DELETE FROM state WHERE key = ?", [(k,) for k, v in entries.items() if v is None]
         )
 
     # Reading
@@ -360,6 +374,26 @@ class Store:
             raise _damaged(self.path, "an action's index entry fails its checksum")
         return Mark(row[0], row[1])
 
+    def node(self, position: int) -> bytes:
+        """The hash at a position of the history's mountain range.
+
+        Raises:
+            LedgerCorrupted: it is not there, or fails its checksum.
+        """
+        row = self._one("SELECT hash, checksum FROM history WHERE position = ?", position)
+        if row is None or row[1] != checksum(position, row[0]):
+            raise _damaged(self.path, f"hash {position} of the history fails its checksum")
+        return row[0]
+
+    def nodes(self) -> list[bytes]:
+        """All hashes of the history in order, for the audit."""
+        with readable(self.path):
+            found = self._reader.execute("SELECT * FROM history ORDER BY position").fetchall()
+        for expected, (position, node, stored) in enumerate(found):
+            if position != expected or stored != checksum(position, node):
+                raise _damaged(self.path, f"hash {expected} of the history fails its checksum")
+        return [node for _, node, _ in found]
+
     def index(self) -> tuple[dict[bytes, tuple[int, int]], dict[bytes, Mark]]:
         """Both lookup tables whole, for the audit."""
         with readable(self.path):
@@ -369,6 +403,6 @@ class Store:
             }
         return txs, marks
 
-    def _one(self, query: str, key: bytes) -> Any:
+    def _one(self, query: str, key: bytes | int) -> Any:
         with readable(self.path):
             return self._reader.execute(query, (key,)).fetchone()

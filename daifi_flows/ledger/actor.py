@@ -27,9 +27,9 @@ from daifi_flows.cnft import (
 from daifi_flows.errors import DaifiError, LedgerUnavailable
 from daifi_flows.ledger._certifier import Certifier
 from daifi_flows.ledger._client import LedgerClient, patiently
+from daifi_flows.ledger._params import Genesis, Params
 from daifi_flows.ledger._records import (
     AccountRecord,
-    Genesis,
     LedgerHealth,
     SupplyReport,
     TaskRecord,
@@ -51,6 +51,7 @@ _READS: Final = frozenset(
         "health",
         "next_nonce",
         "nodes",
+        "params",
         "supply",
         "task",
         "token",
@@ -154,6 +155,9 @@ class _RayPort:
 
     async def supply(self) -> SupplyReport:
         return await self._call("supply")
+
+    async def params(self) -> Params:
+        return await self._call("params")
 
     async def nodes(self) -> tuple[AccountRecord, ...]:
         return await self._call("nodes")

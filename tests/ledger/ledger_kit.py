@@ -27,6 +27,7 @@ from daifi_flows.errors import OutOfSync
 from daifi_flows.keys import Account, BlsKey, aggregate_bls
 from daifi_flows.ledger import Genesis, Params, Replica
 from daifi_flows.ledger._certifier import History
+from daifi_flows.ledger._params import FeeParams
 
 DAI = 10**18
 T0 = 1_700_000_000_000
@@ -38,6 +39,9 @@ OTHER = Account.from_seed(b"other node")
 STRANGER = Account.from_seed(b"stranger")
 TREASURY = Account.from_seed(b"treasury")
 
+FREE = FeeParams(fee_per_byte_wei=0)
+"""Most tests count prices; those of fees say so."""
+
 COMMITTEE = Committee(
     epoch=1,
     seats=tuple(
@@ -48,7 +52,7 @@ COMMITTEE = Committee(
 
 
 def make_genesis(salt: bytes = bytes(32), params: Params | None = None) -> Genesis:
-    """Buyer 1,000 DAi, two nodes 200 DAi each."""
+    """Buyer 1,000 DAi, two nodes 200 DAi each; transactions are free unless ``params`` say."""
     return Genesis.create(
         salt=salt,
         timestamp_ms=T0,
@@ -58,7 +62,7 @@ def make_genesis(salt: bytes = bytes(32), params: Params | None = None) -> Genes
             (OTHER.address, 200 * DAI),
         ],
         committee=COMMITTEE,
-        params=params,
+        params=params if params is not None else Params(fees=FREE),
         proposer=Account.from_seed(b"proposer").address,
         treasury=TREASURY.address,
     )

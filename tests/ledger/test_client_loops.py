@@ -16,10 +16,10 @@ from ledger_kit import BUYER, DAI, GENESIS, STRANGER, T0, SeatsHere, make_spec
 from daifi_flows.cnft import Receipt
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import LedgerUnavailable, TransactionRefused
-from daifi_flows.ledger import LedgerClient, LedgerService
+from daifi_flows.ledger import LedgerClient, LedgerService, Params
 from daifi_flows.ledger._client import _Turn, _turn_of
-from daifi_flows.ledger._store import Mark
-from daifi_flows.ledger._transactions import Transfer, parse_transaction
+from daifi_flows.ledger._tx import parse_transaction
+from daifi_flows.ledger._tx.money import Transfer
 
 
 class Far:
@@ -119,13 +119,10 @@ def test_loops_that_ask_for_the_same_thing_pay_once(far: Far) -> None:
 def test_clients_with_no_common_lock_still_all_succeed(
     far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many processes with one key would: each call has a lock of its own.
-
-    Different amounts: the same terms with the same nonce are the same transaction.
-    """
+    """As many processes with one key would: each call has a lock of its own."""
     monkeypatch.setattr("daifi_flows.ledger._client._turn_of", lambda *_: _Turn())
     ledger = LedgerClient(far, GENESIS.ledger_id)
-    in_threads(60, lambda number: ledger.transfer(STRANGER.address, 1 + number, BUYER))
+    in_threads(60, lambda _: ledger.transfer(STRANGER.address, 1, BUYER))
     assert nonces(far._service) == list(range(60))
 
 
@@ -138,8 +135,8 @@ class Refuses:
     async def next_nonce(self, _: str) -> int:
         return 0
 
-    async def find(self, _: bytes) -> Mark | None:
-        return None
+    async def params(self) -> Params:
+        return Params()
 
     async def enqueue(self, _: bytes) -> bytes:
         self.asked += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import ledger_kinds as t
 import pytest
 from eth_account import Account as EthAccount
 from eth_account.messages import encode_typed_data
@@ -13,6 +14,7 @@ from ledger_kit import (
     BUYER,
     COMMITTEE,
     DAI,
+    FREE,
     GENESIS,
     NODE,
     OTHER,
@@ -32,9 +34,9 @@ from daifi_flows.encoding import canonical, cid_of, keccak256
 from daifi_flows.errors import EncodingError, InsufficientFunds, LedgerError, TransactionRefused
 from daifi_flows.keys import Account
 from daifi_flows.ledger import Genesis, Params, TaskState
-from daifi_flows.ledger import _transactions as t
-from daifi_flows.ledger._machine import Machine
-from daifi_flows.ledger._state import Layer, supply_of
+from daifi_flows.ledger._machine import BlockEnv, Machine
+from daifi_flows.ledger._params import FeeParams, SlashingParams
+from daifi_flows.ledger._state import Base, supply_of
 
 META = keccak256(b"metadata")
 _SECP256K1_N = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
@@ -54,8 +56,8 @@ class Bench:
         return tx.signed(account, self.machine.ledger_id)
 
     def run(self, tx: t.Transaction) -> TxReceipt:
-        receipt = self.machine.execute(self.state, tx, self.now)
-        report = supply_of(self.state.changes)
+        receipt = self.machine.execute(self.state, tx, BlockEnv(self.now, 1))
+        report = supply_of(self.state)
         assert report.conserved and report == self.state.supply()
         return receipt
 
@@ -106,8 +108,8 @@ class Bench:
         )
 
 
-def snapshot(state: Layer) -> dict[bytes, bytes]:
-    return state.encoded_changes()
+def snapshot(state: Base) -> dict[bytes, bytes]:
+    return state.encoded()
 
 
 def test_settling_splits_the_price_refunds_the_rest_and_mints() -> None:
@@ -151,8 +153,10 @@ def test_owners_of_parents_get_royalties() -> None:
     signers=st.integers(min_value=14, max_value=21),
 )
 def test_a_price_is_split_to_the_last_wei(price: int, fees, signers: int) -> None:
-    params = Params(committee_ppm=fees[0], treasury_ppm=fees[1], royalty_ppm=fees[2])
-    genesis = make_genesis(params=params)
+    split = FeeParams(
+        committee_ppm=fees[0], treasury_ppm=fees[1], royalty_ppm=fees[2], fee_per_byte_wei=0
+    )
+    genesis = make_genesis(params=Params(fees=split))
     bench = Bench(genesis)
     bench.do(t.Register, NODE, info=info_of(NODE, 0))
     bench.do(t.Stake, NODE, amount_wei=DAI)
@@ -197,8 +201,10 @@ def test_rejection_slashes_bars_and_reopens() -> None:
 
 def test_a_slash_never_takes_more_than_half() -> None:
     with pytest.raises(ValueError, match="500000"):
-        Params(slash_rejected_ppm=500_001)
-    bench = Bench(make_genesis(params=Params(slash_rejected_ppm=500_000)))
+        SlashingParams(rejected_ppm=500_001)
+    bench = Bench(
+        make_genesis(params=Params(fees=FREE, slashing=SlashingParams(rejected_ppm=500_000)))
+    )
     spec = bench.reach(TaskState.COMMITTED)
     finding = attest(spec, Decision.REJECTED, ledger_id=bench.machine.ledger_id)
     # A node that reports itself wins nothing back.
@@ -512,7 +518,7 @@ def _one_of_each(bench: Bench) -> list[t.Transaction]:
         t.Expire: on_task,
         t.Effect: {"token_id": META, "effect": META},
     }
-    assert {kind.kind for kind in fields} == set(t._KINDS)
+    assert {kind.kind for kind in fields} == set(t.KINDS)
     return [bench.make(kind, BUYER, nonce=7, **values) for kind, values in fields.items()]
 
 
@@ -592,7 +598,7 @@ def test_the_ledger_id_commits_to_the_whole_genesis() -> None:
     ids = {
         GENESIS.ledger_id,
         make_genesis(salt=b"\x01" * 32).ledger_id,
-        make_genesis(params=Params(treasury_ppm=1)).ledger_id,
+        make_genesis(params=Params(fees=FeeParams(treasury_ppm=1))).ledger_id,
         GENESIS.model_copy(update={"allocations": GENESIS.allocations[:1]}).ledger_id,
         GENESIS.model_copy(update={"timestamp_ms": T0 + 1}).ledger_id,
     }

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ledger_kinds as t
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -31,9 +32,8 @@ from daifi_flows.cnft import Decision, token_id_of
 from daifi_flows.errors import TransactionRefused
 from daifi_flows.keys import Account
 from daifi_flows.ledger import AccountRecord, TaskState
-from daifi_flows.ledger import _transactions as t
-from daifi_flows.ledger._machine import Machine
-from daifi_flows.ledger._state import supply_of
+from daifi_flows.ledger._machine import BlockEnv, Machine
+from daifi_flows.ledger._state import Layer, supply_of
 from daifi_flows.ledger._trie import Trie
 
 ACTORS = [BUYER, NODE, OTHER, STRANGER]
@@ -55,7 +55,7 @@ class Ledger(RuleBasedStateMachine):
         self.state = self.machine.genesis_state()
         self.now = T0
         self.log: list[tuple[bytes, int]] = []
-        self.trie = Trie().update(self.state.encoded_changes())
+        self.trie = Trie().update(self.state.encoded())
         self.balance = {a.address: 0 for a in [*ACTORS, *SEAT_ACCOUNTS]}
         self.balance |= {BUYER.address: 1000 * DAI, NODE.address: 200 * DAI}
         self.balance |= {OTHER.address: 200 * DAI}
@@ -71,7 +71,7 @@ class Ledger(RuleBasedStateMachine):
         tx = kind.model_validate({"sender": who.address, "nonce": nonce} | fields)
         raw = tx.signed(who, GENESIS.ledger_id).encode()
         try:
-            self.machine.execute(self.state, t.parse_transaction(raw), self.now)
+            self.machine.execute(self.state, t.parse_transaction(raw), BlockEnv(self.now, 1))
         except TransactionRefused as error:
             assert not allowed, f"{kind.kind} should have passed: {error}"
         else:
@@ -264,24 +264,26 @@ class Ledger(RuleBasedStateMachine):
             minted = self.state.token(token_id_of(record.task_id)) is not None
             assert minted == (record.state is TaskState.SETTLED) == (number in self.settled)
         supply = self.state.supply()
-        assert supply.conserved and supply == supply_of(self.state.changes)
+        assert supply.conserved and supply == supply_of(self.state)
         assert supply.escrows_wei == locked
         assert (supply.treasury_wei, supply.burned_wei) == (self.treasury, self.burned)
         others = set(self.balance)
         assert all(
             noun.address in others
-            for noun in self.state.changes.values()
+            for _, noun in self.state.items()
             if isinstance(noun, AccountRecord)
         )
 
     def teardown(self) -> None:
         """Replaying what was accepted gives the same root, in one go or step by step."""
         state = self.machine.genesis_state()
-        trie = Trie().update(state.encoded_changes())
+        trie = Trie().update(state.encoded())
         for raw, now in self.log:
-            self.machine.execute(state, t.parse_transaction(raw), now)
-            trie = trie.update(state.encoded_changes())
-        whole = Trie().update(self.state.encoded_changes())
+            layer = Layer(state)
+            self.machine.execute(layer, t.parse_transaction(raw), BlockEnv(now, 1))
+            trie = trie.update(layer.encoded_changes())
+            layer.merge_down()
+        whole = Trie().update(self.state.encoded())
         assert trie.root == whole.root
 
 
@@ -300,10 +302,11 @@ sys.path.insert(0, sys.argv[1])
 from ledger_kit import *
 from daifi_flows.cnft import Decision
 from daifi_flows.ledger import Params
-from daifi_flows.ledger import _transactions as t
+import ledger_kinds as t
 from daifi_flows.ledger._blocks import build, genesis_header
-from daifi_flows.ledger._machine import Machine
+from daifi_flows.ledger._machine import BlockEnv, Machine
 from daifi_flows.ledger._state import Layer
+from daifi_flows.merkle import MountainRange
 machine = Machine(GENESIS)
 head, base, trie = genesis_header(machine)
 def sign(kind, who, **fields):
@@ -312,7 +315,7 @@ def sign(kind, who, **fields):
 layer = Layer(base); raws = []; receipts = []
 def do(kind, who, **fields):
     tx = sign(kind, who, **fields)
-    raws.append(tx.encode()); receipts.append(machine.execute(layer, tx, T0 + 1))
+    raws.append(tx.encode()); receipts.append(machine.execute(layer, tx, BlockEnv(T0 + 1, 1)))
 for node in (NODE, OTHER):
     do(t.Register, node, info=info_of(node)); do(t.Stake, node, amount_wei=DAI)
 for i in range(4):
@@ -327,8 +330,8 @@ for i in range(4):
         do(t.Stake, NODE, amount_wei=DAI)
     else:
         do(t.Settle, BUYER, attestation=attest(spec), metadata=bytes(32))
-header = build(GENESIS, head, trie, layer, transactions=raws, receipts=receipts,
-               timestamp_ms=T0 + 1).header
+header = build(GENESIS, head, trie, MountainRange(), layer, transactions=raws,
+               receipts=receipts, timestamp_ms=T0 + 1).header
 print(json.dumps({"hash": header.digest.hex(), "txs": len(raws)}))
 """
 

@@ -1,0 +1,15 @@
+"""What each transaction checks and changes: one module a family, named as in ``_tx``."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from daifi_flows.ledger._rules import money, nodes, tasks
+from daifi_flows.ledger._rules._context import BlockEnv, Context, Facts, Rule, refuse
+from daifi_flows.ledger._tx import KINDS, Transaction
+
+__all__ = ["RULES", "BlockEnv", "Context", "Facts", "Rule", "refuse"]
+
+RULES: Final[dict[type[Transaction], Rule]] = {**money.RULES, **nodes.RULES, **tasks.RULES}
+"""The rule of every kind of transaction."""
+assert set(RULES) == set(KINDS.values()), "a kind of transaction has no rule, or a rule no kind"

@@ -1,0 +1,105 @@
+"""What every rule is given: the state, the block it runs in, and the moves of money."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn, TypeAlias
+
+from daifi_flows.cnft import Committee, Payment
+from daifi_flows.errors import InsufficientFunds, TransactionRefused
+from daifi_flows.ledger._params import Genesis, Params
+from daifi_flows.ledger._records import ZERO_ADDRESS
+from daifi_flows.ledger._state import Layer
+
+__all__ = ["BlockEnv", "Context", "Facts", "Rule", "positive", "refuse"]
+
+Facts: TypeAlias = Mapping[str, Any]
+"""What a transaction did: fields of :class:`~daifi_flows.cnft.TxReceipt`."""
+Rule: TypeAlias = Callable[["Context", Any], Facts]
+
+
+def refuse(code: str, message: str) -> NoReturn:
+    """Refuse with a stable code (see :class:`~daifi_flows.errors.TransactionRefused`)."""
+    raise TransactionRefused(message, code=code)
+
+
+def positive(amount_wei: int) -> None:
+    """Refuse an amount of nothing."""
+    if amount_wei == 0:
+        refuse("bad-field", "the amount is zero; send at least 1 wei")
+
+
+class BlockEnv(NamedTuple):
+    """The block a transaction runs in: Unix milliseconds, height, and its 32-byte beacon."""
+
+    timestamp_ms: int
+    height: int
+    beacon: bytes = bytes(32)
+
+
+@dataclass(frozen=True)
+class Context:
+    """One transaction's view of the ledger. What it puts into ``layer`` is dropped when the
+    transaction is refused."""
+
+    genesis: Genesis
+    ledger_id: bytes
+    layer: Layer
+    now_ms: int
+    height: int
+    beacon: bytes
+
+    @property
+    def params(self) -> Params:
+        """The parameters in force."""
+        return self.layer.params()
+
+    @property
+    def committee(self) -> Committee:
+        """The seats whose attestations count."""
+        return self.genesis.committee
+
+    def debit(self, address: str, amount_wei: int) -> None:
+        """Take money from a balance.
+
+        Raises:
+            InsufficientFunds: there is less than that.
+        """
+        account = self.layer.account(address)
+        if account.balance_wei < amount_wei:
+            raise InsufficientFunds(
+                f"account {address} holds {account.balance_wei} wei and needs {amount_wei}; "
+                "fund it",
+                code="insufficient-funds",
+                balance_wei=account.balance_wei,
+                needed_wei=amount_wei,
+            )
+        balance_wei = account.balance_wei - amount_wei
+        self.layer.put(account.model_copy(update={"balance_wei": balance_wei}))
+
+    def credit(self, address: str, amount_wei: int, reason: str) -> tuple[Payment, ...]:
+        """Add money to a balance; the payment for the receipt (none for nothing)."""
+        if amount_wei == 0:
+            return ()
+        account = self.layer.account(address)
+        balance_wei = account.balance_wei + amount_wei
+        self.layer.put(account.model_copy(update={"balance_wei": balance_wei}))
+        return (Payment(to=address, amount_wei=amount_wei, reason=reason),)
+
+    def to_treasury(self, amount_wei: int, reason: str) -> tuple[Payment, ...]:
+        """Add money to the treasury."""
+        if amount_wei == 0:
+            return ()
+        supply = self.layer.supply()
+        treasury_wei = supply.treasury_wei + amount_wei
+        self.layer.put(supply.model_copy(update={"treasury_wei": treasury_wei}))
+        return (Payment(to=self.genesis.treasury, amount_wei=amount_wei, reason=reason),)
+
+    def burn(self, amount_wei: int, reason: str) -> tuple[Payment, ...]:
+        """Take money out of the world."""
+        if amount_wei == 0:
+            return ()
+        supply = self.layer.supply()
+        self.layer.put(supply.model_copy(update={"burned_wei": supply.burned_wei + amount_wei}))
+        return (Payment(to=ZERO_ADDRESS, amount_wei=amount_wei, reason=reason),)

@@ -1,0 +1,166 @@
+"""What a committee's attestation does to a task and its money: settle, reject, unproven."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from daifi_flows.cnft import PPM, Attestation, Decision, token_id_of
+from daifi_flows.encoding import keccak256
+from daifi_flows.errors import EncodingError, TransactionRefused
+from daifi_flows.keys import verify_bls_aggregate
+from daifi_flows.ledger._records import TaskRecord, TaskState, TokenRecord
+from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
+from daifi_flows.ledger._rules._tasks import refund, reopen, require_state, require_task
+from daifi_flows.ledger._tx import Transaction
+from daifi_flows.ledger._tx.tasks import Reject, Settle, Unproven
+
+__all__ = ["RULES", "check_attestation"]
+
+
+def check_attestation(
+    ctx: Context, task: TaskRecord, attestation: Attestation, decision: Decision
+) -> tuple[str, ...]:
+    """Check an attestation against the committed proof; the signing seats' accounts.
+
+    Raises:
+        TransactionRefused: ``bad-field`` for another ledger, epoch, attempt, node, output, proof
+            or decision; ``bad-signature`` for fewer than a quorum or a wrong BLS aggregate.
+    """
+    assert task.proof is not None, "a committed task has a proof"
+    committee = ctx.committee
+    for name, claimed, wanted in (
+        ("ledger", attestation.ledger_id, ctx.ledger_id),
+        ("epoch", attestation.epoch, committee.epoch),
+        ("attempt", attestation.attempt, task.attempt),
+        ("node", attestation.node, task.node),
+        ("output", attestation.output_cid, task.proof.statement.output_cid),
+        ("proof", attestation.proof_cid, task.proof_cid),
+        ("decision", attestation.decision, decision),
+    ):
+        if claimed != wanted:
+            refuse("bad-field", f"the attestation is about another {name} than this transaction")
+    if (
+        decision is Decision.ACCEPTED
+        and attestation.confidence_ppm < task.spec.review.min_confidence_ppm
+    ):
+        refuse(
+            "bad-field",
+            f"confidence {attestation.confidence_ppm} ppm is under the task's minimum of "
+            f"{task.spec.review.min_confidence_ppm}",
+        )
+    try:
+        seats = committee.signers(attestation.signers)
+    except EncodingError as error:
+        raise TransactionRefused(str(error), code="bad-field") from error
+    if len(seats) < committee.quorum:
+        refuse(
+            "bad-signature",
+            f"{len(seats)} of {len(committee.seats)} seats signed; {committee.quorum} are needed",
+        )
+    if not verify_bls_aggregate(
+        [seat.public for seat in seats], attestation.message(), attestation.signature
+    ):
+        refuse("bad-signature", "the attestation's aggregate signature does not verify")
+    return tuple(seat.account for seat in seats)
+
+
+def settle(ctx: Context, tx: Settle) -> Facts:
+    """Split the price, refund the rest, mint the token.
+
+    Committee, royalty and treasury shares are rounded down; the node gets the rest of the price.
+    """
+    layer, fees = ctx.layer, ctx.params.fees
+    task = require_task(ctx, tx.attestation.task_id)
+    if task.state is TaskState.SETTLED:
+        refuse("duplicate", f"task {task.task_id.hex()} is already settled")
+    require_state(task, TaskState.COMMITTED)
+    if tx.sender not in (task.spec.buyer, task.node):
+        refuse("bad-role", "only the buyer or the node can settle: the metadata is theirs")
+    seats = check_attestation(ctx, task, tx.attestation, Decision.ACCEPTED)
+    node, price = tx.attestation.node, task.price_wei
+    owners = [token.owner for p in task.spec.parents if (token := layer.token(p)) is not None]
+    seat_wei = price * fees.committee_ppm // PPM // len(seats)
+    owner_wei = price * fees.royalty_ppm // PPM // len(owners) if owners else 0
+    treasury_wei = price * fees.treasury_ppm // PPM
+    node_wei = price - seat_wei * len(seats) - owner_wei * len(owners) - treasury_wei
+    payments = ctx.credit(node, node_wei, "node")
+    for seat in seats:
+        payments += ctx.credit(seat, seat_wei, "committee")
+    for owner in owners:
+        payments += ctx.credit(owner, owner_wei, "royalty")
+    payments += ctx.to_treasury(treasury_wei, "treasury")
+    payments += ctx.credit(task.spec.buyer, task.escrow_wei - price, "refund")
+
+    account = layer.account(node)
+    layer.put(account.model_copy(update={"accepted": account.accepted + 1}))
+    token = TokenRecord(
+        token_id=token_id_of(task.task_id),
+        owner=task.spec.buyer,
+        parents=task.spec.parents,
+        task_id=task.task_id,
+        content=tx.metadata,
+    )
+    layer.put(token)
+    layer.put(
+        task.model_copy(
+            update={"state": TaskState.SETTLED, "escrow_wei": 0, "token_id": token.token_id}
+        )
+    )
+    return {
+        "task_id": task.task_id,
+        "token_id": token.token_id,
+        "node": node,
+        "attestation": keccak256(tx.attestation.canonical()),
+        "content": tx.metadata,
+        "payments": payments,
+    }
+
+
+def reject(ctx: Context, tx: Reject) -> Facts:
+    """Slash the node, bar it from this task, reopen the task. The sender is the reporter."""
+    task = require_task(ctx, tx.attestation.task_id)
+    require_state(task, TaskState.COMMITTED)
+    check_attestation(ctx, task, tx.attestation, Decision.REJECTED)
+    slashing, node = ctx.params.slashing, tx.attestation.node
+    account = ctx.layer.account(node)
+    slashed = account.stake_wei * slashing.rejected_ppm // PPM
+    ctx.layer.put(
+        account.model_copy(
+            update={"stake_wei": account.stake_wei - slashed, "rejected": account.rejected + 1}
+        )
+    )
+    # A node that reports itself must not win part of its own slash back.
+    reporter_wei = slashed * slashing.reporter_ppm // PPM if tx.sender != node else 0
+    burned_wei = slashed * slashing.burn_ppm // PPM
+    payments = ctx.credit(tx.sender, reporter_wei, "slash")
+    payments += ctx.burn(burned_wei, "slash")
+    payments += ctx.to_treasury(slashed - reporter_wei - burned_wei, "slash")
+    reopen(ctx, task, (*task.barred, node))
+    return {
+        "task_id": task.task_id,
+        "node": node,
+        "attestation": keccak256(tx.attestation.canonical()),
+        "payments": payments,
+    }
+
+
+def unproven(ctx: Context, tx: Unproven) -> Facts:
+    """Refund the buyer; the node keeps its stake and its reputation."""
+    task = require_task(ctx, tx.attestation.task_id)
+    require_state(task, TaskState.COMMITTED)
+    check_attestation(ctx, task, tx.attestation, Decision.UNPROVEN)
+    payments = refund(ctx, task, TaskState.UNPROVEN)
+    return {
+        "task_id": task.task_id,
+        "node": task.node,
+        "attestation": keccak256(tx.attestation.canonical()),
+        "payments": payments,
+    }
+
+
+RULES: Final[Mapping[type[Transaction], Rule]] = {
+    Settle: settle,
+    Reject: reject,
+    Unproven: unproven,
+}

@@ -1,0 +1,201 @@
+"""The life of a task, from escrow to settlement or refund."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from daifi_flows.errors import KeyMaterialError, TransactionRefused
+from daifi_flows.keys import recover_address
+from daifi_flows.ledger._records import TaskRecord, TaskState
+from daifi_flows.ledger._rules import attested
+from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
+from daifi_flows.ledger._rules._tasks import (
+    refund,
+    reopen,
+    require_attempt,
+    require_state,
+    require_task,
+)
+from daifi_flows.ledger._tx import Transaction
+from daifi_flows.ledger._tx.tasks import (
+    Assign,
+    Cancel,
+    Commit,
+    Effect,
+    Expire,
+    Open,
+    Release,
+)
+
+__all__ = ["MAX_PARENTS", "RULES"]
+
+MAX_PARENTS: Final = 64
+"""Most parents one task may name: each costs a royalty payment in the receipt."""
+_MAX_SPEC_BYTES: Final = 16 * 1024
+
+
+def open_task(ctx: Context, tx: Open) -> Facts:
+    """Move the highest price from the buyer's balance into the task's escrow."""
+    spec, layer = tx.spec, ctx.layer
+    if spec.buyer != tx.sender:
+        refuse("bad-role", f"only the buyer {spec.buyer} can open this task")
+    if layer.task(spec.task_id) is not None:
+        refuse("duplicate", f"task {spec.task_id.hex()} is already open on this ledger")
+    if len(spec.canonical()) > _MAX_SPEC_BYTES:
+        refuse("bad-field", f"the task's spec is over {_MAX_SPEC_BYTES} bytes")
+    if len(spec.parents) > MAX_PARENTS or len(set(spec.parents)) != len(spec.parents):
+        refuse("bad-field", f"a task names at most {MAX_PARENTS} parents, each once")
+    for parent in spec.parents:
+        if layer.token(parent) is None:
+            refuse("unknown", f"parent token {parent.hex()} was never minted on this ledger")
+    if spec.deadline_ms <= ctx.now_ms:
+        refuse("expired", "the task's deadline has already passed; set a later one")
+    ctx.debit(tx.sender, spec.max_price_wei)
+    layer.put(
+        TaskRecord(
+            task_id=spec.task_id,
+            spec=spec,
+            state=TaskState.OPEN,
+            escrow_wei=spec.max_price_wei,
+        )
+    )
+    return {"task_id": spec.task_id}
+
+
+def assign(ctx: Context, tx: Assign) -> Facts:
+    """Bind an open task to a registered, staked node at a price it asks or more."""
+    task = require_task(ctx, tx.task_id)
+    require_state(task, TaskState.OPEN)
+    require_attempt(task, tx.attempt)
+    if tx.sender != task.spec.buyer:
+        refuse("bad-role", f"only the buyer {task.spec.buyer} can assign this task")
+    if task.attempt >= task.spec.review.attempts:
+        refuse("bad-state", f"all {task.spec.review.attempts} attempts are spent; cancel it")
+    if task.spec.deadline_ms <= ctx.now_ms:
+        refuse("expired", "the task's deadline has passed; expire it for a refund")
+    if tx.node in task.barred:
+        refuse("bad-role", f"node {tx.node} was rejected on this task; choose another")
+    node = ctx.layer.account(tx.node)
+    if node.registered is None:
+        refuse("unknown", f"{tx.node} is not registered as a node")
+    min_stake_wei = ctx.params.staking.min_stake_wei
+    if node.stake_wei < min_stake_wei:
+        refuse(
+            "bad-role",
+            f"node {tx.node} has {node.stake_wei} wei at stake and needs {min_stake_wei}",
+        )
+    if tx.price_wei > task.escrow_wei:
+        refuse(
+            "bad-field",
+            f"price {tx.price_wei} wei is over the task's maximum of {task.escrow_wei}",
+        )
+    if tx.price_wei < node.registered.price_wei:
+        refuse(
+            "bad-field",
+            f"price {tx.price_wei} wei is under what node {tx.node} asks, "
+            f"{node.registered.price_wei}",
+        )
+    ctx.layer.put(
+        task.model_copy(
+            update={"state": TaskState.ASSIGNED, "node": tx.node, "price_wei": tx.price_wei}
+        )
+    )
+    return {"task_id": task.task_id, "node": tx.node}
+
+
+def commit(ctx: Context, tx: Commit) -> Facts:
+    """Bind the node to one proof of one output."""
+    task = require_task(ctx, tx.task_id)
+    require_state(task, TaskState.ASSIGNED)
+    require_attempt(task, tx.attempt)
+    if tx.sender not in (task.spec.buyer, task.node):
+        refuse("bad-role", "only the buyer or the assigned node can commit a proof")
+    if task.spec.deadline_ms <= ctx.now_ms:
+        refuse("expired", "the task's deadline has passed; expire it for a refund")
+    header = tx.header
+    if header.node != task.node:
+        refuse("bad-role", f"the proof is by {header.node}, the task was given to {task.node}")
+    statement = header.statement
+    for name, claimed, wanted in (
+        ("task id", statement.task_id, task.task_id),
+        ("model digest", statement.model_digest, task.spec.model.digest),
+        ("input", statement.input_cid, task.spec.input_cid),
+        ("scheme", header.scheme, task.spec.scheme),
+    ):
+        if claimed != wanted:
+            refuse("bad-field", f"the proof's {name} is not the task's")
+    try:
+        signer = recover_address(header.digest(), header.signature)
+    except KeyMaterialError as error:
+        raise TransactionRefused(
+            f"the proof header is not signed: {error}", code="bad-signature"
+        ) from error
+    if signer != header.node:
+        refuse("bad-signature", f"the proof header was not signed by node {header.node}")
+    ctx.layer.put(
+        task.model_copy(
+            update={"state": TaskState.COMMITTED, "proof": header, "proof_cid": tx.proof_cid}
+        )
+    )
+    return {"task_id": task.task_id, "node": task.node}
+
+
+def release(ctx: Context, tx: Release) -> Facts:
+    """Reopen a task whose node was lost; it costs an attempt."""
+    task = require_task(ctx, tx.task_id)
+    require_state(task, TaskState.ASSIGNED)
+    require_attempt(task, tx.attempt)
+    if tx.sender not in (task.spec.buyer, task.node):
+        refuse("bad-role", "only the buyer or the assigned node can release a task")
+    reopen(ctx, task, task.barred)
+    return {"task_id": task.task_id, "node": task.node}
+
+
+def cancel(ctx: Context, tx: Cancel) -> Facts:
+    """Refund a task that no node has answered."""
+    task = require_task(ctx, tx.task_id)
+    if task.state is not TaskState.ASSIGNED:
+        require_state(task, TaskState.OPEN)
+    if tx.sender != task.spec.buyer:
+        refuse("bad-role", f"only the buyer {task.spec.buyer} can cancel this task")
+    return {"task_id": task.task_id, "payments": refund(ctx, task, TaskState.CANCELLED)}
+
+
+def expire(ctx: Context, tx: Expire) -> Facts:
+    """Refund a task whose time is over."""
+    task = require_task(ctx, tx.task_id)
+    due = task.spec.deadline_ms
+    if task.state is TaskState.COMMITTED:
+        # A node that has answered gets time to bring its attestation.
+        due += ctx.params.tasks.settle_grace_ms
+    elif task.state is not TaskState.ASSIGNED:
+        require_state(task, TaskState.OPEN)
+    if ctx.now_ms < due:
+        refuse("bad-state", f"the task expires at {due} ms; it is {ctx.now_ms} ms on this ledger")
+    return {"task_id": task.task_id, "payments": refund(ctx, task, TaskState.EXPIRED)}
+
+
+def effect(ctx: Context, tx: Effect) -> Facts:
+    """Write what a token's action returned, once."""
+    token = ctx.layer.token(tx.token_id)
+    if token is None:
+        refuse("unknown", f"token {tx.token_id.hex()} was never minted on this ledger")
+    if token.owner != tx.sender:
+        refuse("bad-role", f"only the owner {token.owner} can commit this token's effect")
+    if token.effect is not None:
+        refuse("duplicate", "this token's effect is already committed")
+    ctx.layer.put(token.model_copy(update={"effect": tx.effect}))
+    return {"task_id": token.task_id, "token_id": token.token_id, "content": tx.effect}
+
+
+RULES: Final[Mapping[type[Transaction], Rule]] = {
+    Open: open_task,
+    Assign: assign,
+    Commit: commit,
+    Release: release,
+    Cancel: cancel,
+    Expire: expire,
+    Effect: effect,
+    **attested.RULES,
+}
