@@ -611,6 +611,10 @@ class BlockHeader(Noun):
     round: Uint = 0
     epoch: Uint
     committee: Bytes32
+    history_root: Bytes32
+    """Root of the mountain range over the receipts of all blocks up to this one."""
+    history_size: Uint
+    """How many receipts that is."""
 
     @property
     def digest(self) -> bytes:

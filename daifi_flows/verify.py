@@ -21,7 +21,6 @@ from daifi_flows.cnft import (
     Content,
     Decision,
     Materials,
-    QuorumCertificate,
     Receipt,
     TaskSpec,
     model_digest,
@@ -29,6 +28,7 @@ from daifi_flows.cnft import (
 )
 from daifi_flows.encoding import cid_of, keccak256, sha256
 from daifi_flows.errors import BundleError, DaifiError, EncodingError, KeyMaterialError
+from daifi_flows.history import check_certificate
 from daifi_flows.keys import (
     Account,
     check_possession,
@@ -126,23 +126,15 @@ def verify_receipt(receipt: Receipt, committee: Committee) -> None:
     Raises:
         EncodingError: not under the block's receipt root, or the certificate does not verify.
     """
-    header = receipt.header
-    if header.committee != committee.digest or header.epoch != committee.epoch:
-        raise EncodingError("the block was certified by another committee than the trusted one")
     if not verify_merkle(
-        header.receipt_root, receipt.leaf.canonical(), receipt.index, receipt.size, receipt.path
+        receipt.header.receipt_root,
+        receipt.leaf.canonical(),
+        receipt.index,
+        receipt.size,
+        receipt.path,
     ):
         raise EncodingError("the receipt is not under the block's receipt root")
-    seats = committee.signers(receipt.certificate.signers)
-    if len(seats) < committee.quorum:
-        raise EncodingError(
-            f"{len(seats)} seats certified the block; {committee.quorum} are needed"
-        )
-    message = QuorumCertificate.message(header.digest)
-    if not verify_bls_aggregate(
-        [seat.public for seat in seats], message, receipt.certificate.signature
-    ):
-        raise EncodingError("the block's quorum certificate does not verify")
+    check_certificate(receipt.header, receipt.certificate, committee)
 
 
 class _Auditor:

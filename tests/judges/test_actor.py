@@ -52,7 +52,7 @@ def header(height: int) -> BlockHeader:
     return BlockHeader(
         ledger_id=zero, height=height, parent=zero, tx_root=zero, receipt_root=zero,
         state_root=zero, timestamp_ms=0, proposer=Account.from_seed(b"p").address, epoch=0,
-        committee=zero,
+        committee=zero, history_root=zero, history_size=0,
     )  # fmt: skip
 
 

@@ -283,7 +283,7 @@ def header(height: int, timestamp_ms: int = 0) -> BlockHeader:
     return BlockHeader(
         ledger_id=zero, height=height, parent=zero, tx_root=zero, receipt_root=zero,
         state_root=zero, timestamp_ms=timestamp_ms, proposer=Account.from_seed(b"p").address,
-        epoch=0, committee=zero,
+        epoch=0, committee=zero, history_root=zero, history_size=0,
     )  # fmt: skip
 
 

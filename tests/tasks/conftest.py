@@ -69,6 +69,8 @@ def settle(
         proposer=NODE.address,
         epoch=0,
         committee=bytes(32),
+        history_root=bytes(32),
+        history_size=1,
     )
     leaf = TxReceipt(
         tx=bytes(32),

@@ -1,0 +1,68 @@
+"""Proof that a receipt is in the ledger's history, against any later certified block."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from daifi_flows._noun import Bytes32, Noun, Uint
+from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate, TxReceipt
+from daifi_flows.errors import EncodingError
+from daifi_flows.keys import verify_bls_aggregate
+from daifi_flows.merkle import verify_merkle
+
+__all__ = ["HistoryProof", "check_certificate"]
+
+
+def check_certificate(
+    header: BlockHeader, certificate: QuorumCertificate, committee: Committee
+) -> None:
+    """Check that a quorum of this committee signed the block.
+
+    Raises:
+        EncodingError: the block names another committee, or the certificate does not verify.
+    """
+    if header.committee != committee.digest or header.epoch != committee.epoch:
+        raise EncodingError("the block was certified by another committee than the trusted one")
+    seats = committee.signers(certificate.signers)
+    if len(seats) < committee.quorum:
+        raise EncodingError(
+            f"{len(seats)} seats certified the block; {committee.quorum} are needed"
+        )
+    message = QuorumCertificate.message(header.digest)
+    if not verify_bls_aggregate([seat.public for seat in seats], message, certificate.signature):
+        raise EncodingError("the block's quorum certificate does not verify")
+
+
+class HistoryProof(Noun):
+    """Inclusion of one transaction receipt in everything the ledger did up to a certified block.
+
+    Unlike :class:`~daifi_flows.cnft.Receipt`, whose header is that of the receipt's own block, this
+    holds for any later header: who follows the chain by its newest certified header alone can
+    check any settlement ever made. The path has at most ⌈log₂ header.history_size⌉ hashes: 20, or
+    680 bytes, for a million receipts.
+
+    Attributes:
+        index: number of receipts before this one, over all blocks.
+    """
+
+    leaf: TxReceipt
+    index: Uint
+    path: Annotated[tuple[Bytes32, ...], Field(max_length=63)]
+    header: BlockHeader
+    certificate: QuorumCertificate
+
+    def verify(self, committee: Committee) -> None:
+        """Check the path and the certificate against a trusted committee.
+
+        Raises:
+            EncodingError: the receipt is not under the header's history root, or the header is
+                not certified by this committee.
+        """
+        header = self.header
+        if not verify_merkle(
+            header.history_root, self.leaf.canonical(), self.index, header.history_size, self.path
+        ):
+            raise EncodingError("the receipt is not under the block's history root")
+        check_certificate(header, self.certificate, committee)
