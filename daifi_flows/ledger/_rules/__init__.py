@@ -10,6 +10,13 @@ from daifi_flows.ledger._tx import KINDS, Transaction
 
 __all__ = ["RULES", "BlockEnv", "Context", "Facts", "Rule", "refuse"]
 
-RULES: Final[dict[type[Transaction], Rule]] = {**money.RULES, **nodes.RULES, **tasks.RULES}
+_FAMILIES: Final = (
+    money,
+    nodes,
+    tasks,
+)
+RULES: Final[dict[type[Transaction], Rule]] = {
+    kind: rule for family in _FAMILIES for kind, rule in family.RULES.items()
+}
 """The rule of every kind of transaction."""
 assert set(RULES) == set(KINDS.values()), "a kind of transaction has no rule, or a rule no kind"

@@ -11,7 +11,11 @@ from daifi_flows.ledger._tx._base import MAX_TX_BYTES, NO_REQUEST, Transaction
 
 __all__ = ["KINDS", "MAX_TX_BYTES", "NO_REQUEST", "Transaction", "parse_transaction"]
 
-_FAMILIES: Final = (money, nodes, tasks)
+_FAMILIES: Final = (
+    money,
+    nodes,
+    tasks,
+)
 KINDS: Final[dict[str, type[Transaction]]] = {
     kind.kind: kind for family in _FAMILIES for kind in family.KINDS
 }
