@@ -43,6 +43,8 @@ def wall_clock_ms() -> int:
 
 OPERATOR_FUNDS_WEI: Final = 1_000_000 * DAI
 """Genesis balance of the local operator, who stakes for this machine's nodes."""
+_NODE_FEES_WEI: Final = DAI // 100
+"""Put on a node's account for its transactions' fees; topped up when half is spent."""
 
 _SEATS: Final = "daifi-seats"
 _NOISY_LOGGER: Final = "ray._private.authentication.authentication_token_setup"
@@ -245,10 +247,11 @@ async def _register(
     for config in configs:
         account, info = Account(config.secret), config.info
         record = await ledger.account(account.address)
-        missing = settings.node_stake_wei - record.stake_wei
+        missing = max(0, settings.node_stake_wei - record.stake_wei)
+        if record.balance_wei < missing + _NODE_FEES_WEI // 2:
+            short = missing + _NODE_FEES_WEI - record.balance_wei
+            await ledger.transfer(account.address, short, operator)
         if missing > 0:
-            if record.balance_wei < missing:
-                await ledger.transfer(account.address, missing - record.balance_wei, operator)
             await ledger.stake(missing, account)
         if record.registered != info:
             await ledger.register(info, account)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import secrets
-import threading
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from typing import Any, Final, Protocol
-from weakref import WeakValueDictionary
 
 from daifi_flows.cnft import (
     Attestation,
@@ -35,7 +30,7 @@ from daifi_flows.ledger._records import (
     TaskState,
     TokenRecord,
 )
-from daifi_flows.ledger._store import Mark
+from daifi_flows.ledger._turns import turn_of
 from daifi_flows.ledger._tx import NO_REQUEST, Transaction
 from daifi_flows.ledger._tx.money import Transfer
 from daifi_flows.ledger._tx.nodes import Register, Stake
@@ -62,74 +57,6 @@ _VALID_MS: Final = 600_000
 _FEE_MARGIN: Final = 2
 """A transaction pays up to this many times today's fee: governance may raise it meanwhile."""
 
-_LOOK_S: Final = 0.25
-"""How often a waiter looks by itself, should the wake-up have gone to a loop that died."""
-
-
-class _Turn:
-    """A lock over all threads and event loops of this process; blocks none of them.
-
-    A waiter is only told that it may try: it owns nothing before it resumes, so one that is
-    cancelled, or whose loop is gone, never leaves the lock held.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: deque[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = deque()
-
-    async def __aenter__(self) -> None:
-        if not self._waiting and self._lock.acquire(blocking=False):
-            return
-        woken = asyncio.Event()
-        me = (asyncio.get_running_loop(), woken)
-        self._waiting.append(me)
-        try:
-            # In the queue first, then try: whoever holds the lock now wakes the queue afterwards.
-            while not self._lock.acquire(blocking=False):
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_S):
-                        await woken.wait()
-                if woken.is_set():
-                    woken.clear()
-                    self._waiting.appendleft(me)  # a newcomer may have been faster: stay first
-        except BaseException:
-            self._leave(me)
-            if not self._lock.locked():
-                self._wake()  # the wake-up that came to this waiter was meant for the next
-            raise
-        self._leave(me)
-
-    async def __aexit__(self, *_: object) -> None:
-        self._lock.release()
-        self._wake()
-
-    def _leave(self, me: tuple[asyncio.AbstractEventLoop, asyncio.Event]) -> None:
-        with suppress(ValueError, IndexError):
-            self._waiting.remove(me)
-
-    def _wake(self) -> None:
-        while self._waiting:
-            try:
-                loop, woken = self._waiting.popleft()
-                loop.call_soon_threadsafe(woken.set)
-            except (IndexError, RuntimeError):
-                continue  # another thread took the last one; or that loop is closed
-            return
-
-
-_turns: WeakValueDictionary[tuple[int, bytes, str], _Turn] = WeakValueDictionary()
-_turns_guard: Final = threading.Lock()
-
-
-def _turn_of(ledger_id: bytes, address: str) -> _Turn:
-    """The one lock for an account's nonces on a ledger in this process (not its parent's)."""
-    key = (os.getpid(), ledger_id, address)
-    with _turns_guard:
-        turn = _turns.get(key)
-        if turn is None:
-            turn = _turns[key] = _Turn()
-        return turn
-
 
 class Port(Protocol):
     """How a client reaches a :class:`~daifi_flows.ledger.LedgerService` (which is one itself)."""
@@ -137,7 +64,6 @@ class Port(Protocol):
     async def enqueue(self, raw: bytes) -> bytes: ...
     async def wait(self, tx_id: bytes) -> Receipt: ...
     async def next_nonce(self, address: str) -> int: ...
-    async def find(self, mark: bytes) -> Mark | None: ...
     async def params(self) -> Params: ...
     async def head(self) -> tuple[BlockHeader, QuorumCertificate | None]: ...
     async def committee(self) -> Committee: ...
@@ -221,22 +147,22 @@ class LedgerClient:
     ) -> Receipt:
         """Move money to another account; see :meth:`Settlement.transfer`."""
         fields = {"to": to, "amount_wei": amount_wei}
-        return await self._send(Transfer, sender, fields, request or secrets.token_bytes(32))
+        return await self.submit(Transfer, sender, fields, _or_drawn(request))
 
     async def stake(
         self, amount_wei: int, node: Account, *, request: bytes | None = None
     ) -> Receipt:
         """Put a node's own money at stake; see :meth:`Settlement.stake`."""
         fields = {"amount_wei": amount_wei}
-        return await self._send(Stake, node, fields, request or secrets.token_bytes(32))
+        return await self.submit(Stake, node, fields, _or_drawn(request))
 
     async def register(self, info: NodeInfo, node: Account) -> Receipt:
         """Offer a node, or change its offer."""
-        return await self._send(Register, node, {"info": info})
+        return await self.submit(Register, node, {"info": info})
 
     async def open_escrow(self, spec: TaskSpec, buyer: Account) -> Receipt:
         """Open a task and lock its highest price."""
-        return await self._send(Open, buyer, {"spec": spec})
+        return await self.submit(Open, buyer, {"spec": spec})
 
     async def assign(self, task_id: bytes, node: str, price_wei: int, buyer: Account) -> Receipt:
         """Give an open task to a registered, staked node at a price."""
@@ -246,7 +172,7 @@ class LedgerClient:
             "node": node,
             "price_wei": price_wei,
         }
-        return await self._send(Assign, buyer, fields)
+        return await self.submit(Assign, buyer, fields)
 
     async def commit(
         self, task_id: bytes, header: ProofHeader, proof_cid: str, sender: Account
@@ -258,19 +184,19 @@ class LedgerClient:
             "proof_cid": proof_cid,
             "header": header,
         }
-        return await self._send(Commit, sender, fields)
+        return await self.submit(Commit, sender, fields)
 
     async def settle(self, attestation: Attestation, metadata: bytes, sender: Account) -> Receipt:
         """Pay for an accepted execution and mint its token."""
-        return await self._send(Settle, sender, {"attestation": attestation, "metadata": metadata})
+        return await self.submit(Settle, sender, {"attestation": attestation, "metadata": metadata})
 
     async def reject(self, attestation: Attestation, sender: Account) -> Receipt:
         """Slash a rejected node and reopen the task."""
-        return await self._send(Reject, sender, {"attestation": attestation})
+        return await self.submit(Reject, sender, {"attestation": attestation})
 
     async def unproven(self, attestation: Attestation, sender: Account) -> Receipt:
         """Refund a task the committee could not decide."""
-        return await self._send(Unproven, sender, {"attestation": attestation})
+        return await self.submit(Unproven, sender, {"attestation": attestation})
 
     async def release(self, task_id: bytes, buyer: Account) -> Receipt:
         """Take an assigned task back from a lost node, without a slash."""
@@ -278,19 +204,19 @@ class LedgerClient:
         attempt = task.attempt
         if task.state is not TaskState.ASSIGNED and attempt > 0:
             attempt -= 1  # perhaps this very call succeeded before: then its receipt is returned
-        return await self._send(Release, buyer, {"task_id": task_id, "attempt": attempt})
+        return await self.submit(Release, buyer, {"task_id": task_id, "attempt": attempt})
 
     async def cancel(self, task_id: bytes, buyer: Account) -> Receipt:
         """Give up a task that no node has answered; refunds the escrow."""
-        return await self._send(Cancel, buyer, {"task_id": task_id})
+        return await self.submit(Cancel, buyer, {"task_id": task_id})
 
     async def expire(self, task_id: bytes, sender: Account) -> Receipt:
         """Refund a task past its deadline."""
-        return await self._send(Expire, sender, {"task_id": task_id})
+        return await self.submit(Expire, sender, {"task_id": task_id})
 
     async def effect(self, token_id: bytes, digest: bytes, owner: Account) -> Receipt:
         """Commit, once, to what a token's after-settlement action returned."""
-        return await self._send(Effect, owner, {"token_id": token_id, "effect": digest})
+        return await self.submit(Effect, owner, {"token_id": token_id, "effect": digest})
 
     async def _require(self, task_id: bytes) -> TaskRecord:
         task = await self._port.task(task_id)
@@ -300,20 +226,25 @@ class LedgerClient:
             )
         return task
 
-    async def _send(
+    async def submit(
         self,
         kind: type[Transaction],
         account: Account,
         fields: Mapping[str, Any],
         request: bytes = NO_REQUEST,
     ) -> Receipt:
-        """Sign with the next nonce, send, and wait until it is final.
+        """Sign a transaction of any kind with the next nonce, send it, and wait until it is final.
+
+        Args:
+            fields: what the kind adds to every transaction's own fields.
+            request: 32 bytes; repeating a call with the same one is answered with the first
+                call's receipt.
 
         A signed transaction is re-signed with another nonce only when the ledger has refused the
         first one's, and always under the same request id: so it can never take effect twice.
         """
         terms: dict[str, Any] = {"sender": account.address, "request": request, **fields}
-        turn = _turn_of(self._ledger_id, account.address)
+        turn = turn_of(self._ledger_id, account.address)
         give_up: float | None = None
         pause_s, longest_s = _BACKOFF_S
         while True:
@@ -358,6 +289,10 @@ class LedgerClient:
                 if error.details.get("stopped") or time.monotonic() >= give_up:
                     raise
                 await asyncio.sleep(0.2)
+
+
+def _or_drawn(request: bytes | None) -> bytes:
+    return secrets.token_bytes(32) if request is None else request
 
 
 async def patiently(

@@ -42,7 +42,7 @@ from daifi_flows.ledger._records import (
     TokenRecord,
 )
 from daifi_flows.ledger._state import MemoryBase, decode_entry
-from daifi_flows.ledger._store import Mark, Store
+from daifi_flows.ledger._store import Store
 from daifi_flows.ledger._tx import Transaction, parse_transaction
 from daifi_flows.ledger._tx.tasks import Settle
 from daifi_flows.merkle import MountainRange, mountain_proof
@@ -368,10 +368,6 @@ class LedgerService:
     async def next_nonce(self, address: str) -> int:
         """Nonce of the account's next transaction, pending ones counted."""
         return self._chain.tip.account(address).nonce
-
-    async def find(self, mark: bytes) -> Mark | None:
-        """Which accepted transaction did what ``mark`` names, and its intent."""
-        return self._chain.pending_mark(mark) or self._store.find_mark(mark)
 
     async def head(self) -> tuple[BlockHeader, QuorumCertificate | None]:
         """The last final block; block 0 has no certificate."""

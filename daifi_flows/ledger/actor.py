@@ -36,7 +36,6 @@ from daifi_flows.ledger._records import (
     TokenRecord,
 )
 from daifi_flows.ledger._service import LedgerService
-from daifi_flows.ledger._store import Mark
 
 __all__ = ["LedgerActor", "RayLedger"]
 
@@ -46,7 +45,6 @@ _READS: Final = frozenset(
         "account",
         "attestation_receipt",
         "committee",
-        "find",
         "head",
         "health",
         "next_nonce",
@@ -134,9 +132,6 @@ class _RayPort:
 
     async def next_nonce(self, address: str) -> int:
         return await self._call("next_nonce", address)
-
-    async def find(self, mark: bytes) -> Mark | None:
-        return await self._call("find", mark)
 
     async def head(self) -> tuple[BlockHeader, QuorumCertificate | None]:
         return await self._call("head")

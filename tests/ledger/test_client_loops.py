@@ -17,7 +17,7 @@ from daifi_flows.cnft import Receipt
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import LedgerUnavailable, TransactionRefused
 from daifi_flows.ledger import LedgerClient, LedgerService, Params
-from daifi_flows.ledger._client import _Turn, _turn_of
+from daifi_flows.ledger._turns import Turn, turn_of
 from daifi_flows.ledger._tx import parse_transaction
 from daifi_flows.ledger._tx.money import Transfer
 
@@ -120,7 +120,7 @@ def test_clients_with_no_common_lock_still_all_succeed(
     far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many processes with one key would: each call has a lock of its own."""
-    monkeypatch.setattr("daifi_flows.ledger._client._turn_of", lambda *_: _Turn())
+    monkeypatch.setattr("daifi_flows.ledger._client.turn_of", lambda *_: Turn())
     ledger = LedgerClient(far, GENESIS.ledger_id)
     in_threads(60, lambda _: ledger.transfer(STRANGER.address, 1, BUYER))
     assert nonces(far._service) == list(range(60))
@@ -190,13 +190,13 @@ async def test_what_a_restart_lost_is_sent_again() -> None:
 
 
 def test_one_lock_for_an_account_of_a_ledger() -> None:
-    one = _turn_of(b"ledger", "a")
-    assert _turn_of(b"ledger", "a") is one
-    assert _turn_of(b"ledger", "b") is not one and _turn_of(b"other", "a") is not one
+    one = turn_of(b"ledger", "a")
+    assert turn_of(b"ledger", "a") is one
+    assert turn_of(b"ledger", "b") is not one and turn_of(b"other", "a") is not one
 
 
 async def test_a_cancelled_waiter_leaves_the_lock_free() -> None:
-    turn = _Turn()
+    turn = Turn()
     order: list[int] = []
 
     async def take(number: int) -> None:
@@ -222,7 +222,7 @@ async def test_a_cancelled_holder_releases(far: Far) -> None:
     far.latency_s = 0.05
     holder = asyncio.create_task(ledger.transfer(STRANGER.address, 1, BUYER))
     await asyncio.sleep(0.02)
-    assert _turn_of(GENESIS.ledger_id, BUYER.address)._lock.locked()
+    assert turn_of(GENESIS.ledger_id, BUYER.address)._lock.locked()
     holder.cancel()
     await asyncio.gather(holder, return_exceptions=True)
     assert holder.cancelled()
@@ -245,13 +245,13 @@ def test_calls_cancelled_on_many_loops_leave_the_rest_unharmed(far: Far) -> None
     answers = in_threads(60, work)
     assert all(isinstance(answer, Receipt) for answer in answers[::2])
     assert any(isinstance(answer, asyncio.CancelledError) for answer in answers[1::2])
-    assert not _turn_of(GENESIS.ledger_id, BUYER.address)._lock.locked()
+    assert not turn_of(GENESIS.ledger_id, BUYER.address)._lock.locked()
     used = nonces(far._service)
     assert used == list(range(len(used))) and len(used) >= 30
 
 
 async def test_a_loop_that_died_while_it_waited_or_held_is_passed_over() -> None:
-    turn = _Turn()
+    turn = Turn()
 
     async def take() -> None:
         async with turn:
