@@ -131,6 +131,13 @@ class Reference(Protocol):
         """Score ``output`` given ``prompt`` in one pass."""
         ...
 
+    def prefill_again(
+        self, spec: TaskSpec, prompt: Sequence[int], output: Sequence[int]
+    ) -> Prefill | None:
+        """The pass of :meth:`prefill` computed in another order (by another attention kernel), to
+        see how far rounding alone moves this answer; ``None`` where there is no other."""
+        ...
+
     def output_rows(self, spec: TaskSpec, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Rows of the model's output layer, ``[len(tokens), width]``, without a forward pass.
 

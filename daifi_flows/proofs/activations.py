@@ -5,22 +5,28 @@ mantissas lies around a centre that belongs to model and precision, with one spr
 and one between chunks that averages out over an answer's length. Other weights lie above it: int8
 per channel at twice the centre, int4 at ten times and more. Single chunks are
 held to wider bounds, so that one from elsewhere does not hide in a long answer.
+
+Some answers are noisier than others, whoever computes them, so that a noisy honest answer reaches
+the least of int8. Where an answer's error is above the usual, the verifier therefore looks again:
+it computes its own activations a second time by another attention kernel, and takes the difference
+as the unit. Honest answers lie at 1 in it, int8 at 2.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from daifi_flows.cnft import PPM
 from daifi_flows.errors import EncodingError
 from daifi_flows.proofs._fingerprint import NO_MATCH, TOP, ChunkErrors
 from daifi_flows.proofs._scheme import Outcome
-from daifi_flows.proofs.calibration import ActivationBounds
+from daifi_flows.proofs.calibration import ActivationBounds, RelativeBounds
 
 __all__ = [
     "PAPER_MATCHES",
@@ -46,11 +52,19 @@ _CHUNK_REJECT: Final = 10.0
 """The same for single chunks, of which a long answer has hundreds."""
 _JUDGED: Final = TOP // 2
 """A last chunk with fewer values than this counts for the whole answer only."""
+_LEAST_ANSWERS: Final = 8
 _STRAYS: Final = 3
 """Exponents that may differ in any answer, however short."""
 
 _LEAST_SPREAD: Final = 0.1
 """Of the centre: what other processors may add to answers that were all made on one."""
+_LEAST_RELATIVE: Final = 0.06
+"""The same for relative errors, of which other processors change numerator and unit alike."""
+_LOOK_AGAIN: Final = 1.0
+"""Standard deviations over the centre from which an answer is measured by its own noise: one honest
+answer in six, and all of int8."""
+_LEAST_NOISE: Final = 0.2
+"""Of the centre: kernels that differ by less are the same one, and no unit."""
 
 _VALID_FLOOR: Final = 995_000
 _UNSURE_CEILING: Final = 980_000
@@ -82,7 +96,11 @@ def answer_error(errors: ChunkErrors) -> float:
     return float((errors.mean * errors.matches).sum()) / matches if matches else NO_MATCH
 
 
-def judge_activations(errors: ChunkErrors, bounds: ActivationBounds | None) -> ActivationFinding:
+def judge_activations(
+    errors: ChunkErrors,
+    bounds: ActivationBounds | None,
+    again: Callable[[], ChunkErrors | None] = lambda: None,
+) -> ActivationFinding:
     """Valid, invalid or cannot tell, from the errors of one answer.
 
     Invalid when a chunk of 16 rows or more is beyond its bounds, too few exponents match over all,
@@ -93,6 +111,9 @@ def judge_activations(errors: ChunkErrors, bounds: ActivationBounds | None) -> A
     Args:
         bounds: of this model and precision. Without them the paper's bounds of a chunk hold, what
             is beyond them cannot be told, and nobody is accused.
+        again: the verifier's own activations of another kernel against those that ``errors`` were
+            taken with, ``None`` when it has one kernel. Called only for an answer more than one
+            deviation above the centre; the deviation is then the relative error's.
     """
     error = answer_error(errors)
     facts = _facts(errors, error)
@@ -103,8 +124,14 @@ def judge_activations(errors: ChunkErrors, bounds: ActivationBounds | None) -> A
             return ActivationFinding(Outcome.CANNOT_TELL, PPM // 2, reason, error, None)
         reason = f"the activations are within the paper's bounds: {facts}"
         return ActivationFinding(Outcome.VALID, _VALID_FLOOR, reason, error, None)
-    size = float(errors.compared.sum()) / TOP
-    deviation = (error - bounds.mean_error) / _spread(bounds, size)
+    deviation = (error - bounds.mean_error) / _spread(bounds, _size(errors))
+    if far is None and deviation > _LOOK_AGAIN and bounds.relative is not None:
+        own = again()
+        noise = 0.0 if own is None else answer_error(own)
+        if noise > _LEAST_NOISE * bounds.mean_error:
+            relative = error / noise
+            deviation = (relative - bounds.relative.mean) / _spread(bounds.relative, _size(errors))
+            facts += f", {relative:.2f} times what rounding does to this answer"
     if far is not None or deviation >= REJECT:
         confidence = round(_INVALID_CEILING * min(1.0, REJECT / max(deviation, REJECT)))
         what = far or "the activations are not the model's"
@@ -119,38 +146,33 @@ def judge_activations(errors: ChunkErrors, bounds: ActivationBounds | None) -> A
     return ActivationFinding(Outcome.CANNOT_TELL, confidence, reason, error, deviation)
 
 
-def fit_bounds(answers: Sequence[ChunkErrors]) -> ActivationBounds:
+def fit_bounds(
+    answers: Sequence[ChunkErrors], own: Sequence[ChunkErrors | None] = ()
+) -> ActivationBounds:
     """Bounds from the errors of honest answers: pool all engines and settings that are honest.
 
     The spreads are taken larger than measured by what chance can hide in so few answers, and at
     least a tenth of the centre, for processors that were not measured.
 
+    Args:
+        own: for each answer, what ``again`` of :func:`judge_activations` gives for it; the relative
+            bounds are fitted to those that are there.
+
     Raises:
         EncodingError: fewer than 8 answers, or fewer than 2 whole chunks in them.
     """
     whole = [found.mean[found.compared == TOP] for found in answers]
-    chunks = np.concatenate(whole) if whole else np.empty(0)
-    if len(answers) < 8 or len(chunks) < 2:
-        raise EncodingError(
-            f"{len(answers)} answers with {len(chunks)} whole chunks are too few to fit bounds "
-            "to: at least 8 with 2 are needed"
-        )
-    means = np.array([answer_error(found) for found in answers])
-    sizes = np.array([found.compared.sum() / TOP for found in answers])
-    within = [((each - each.mean()) ** 2).sum() for each in whole if len(each) > 1]
-    freedom = max(1, len(chunks) - len(whole))
-    chunk_spread = math.sqrt(sum(within) / freedom) if within else float(chunks.std(ddof=1))
-    between = float(means.var(ddof=1)) - chunk_spread**2 * float((1 / sizes).mean())
-    doubt = 1 + 1 / math.sqrt(len(answers))  # 1.4 standard errors of a standard deviation
-    centre = float(means.mean())
-    least = max(_LEAST_SPREAD * centre, 0.01)
+    centre, answer_spread, chunk_spread = _spreads(
+        [answer_error(found) for found in answers], answers, whole, _LEAST_SPREAD
+    )
     bounds = ActivationBounds(
         min_exponent_matches=0,
         max_mean_error=0.0,
         max_median_error=0.0,
-        mean_error=round(centre, 4),
-        answer_spread=round(max(doubt * math.sqrt(max(between, 0.0)), least), 4),
-        chunk_spread=round(max(doubt * chunk_spread, least), 4),
+        mean_error=centre,
+        answer_spread=answer_spread,
+        chunk_spread=chunk_spread,
+        relative=_fit_relative(answers, own, centre),
     )
     full = [found.compared == TOP for found in answers]
     lost = TOP - np.concatenate([f.matches[k] for f, k in zip(answers, full, strict=True)])
@@ -168,7 +190,60 @@ def fit_bounds(answers: Sequence[ChunkErrors]) -> ActivationBounds:
     )
 
 
-def _spread(bounds: ActivationBounds, chunks: float) -> float:
+def _fit_relative(
+    answers: Sequence[ChunkErrors], own: Sequence[ChunkErrors | None], centre: float
+) -> RelativeBounds | None:
+    pairs = [
+        (found, noise)
+        for found, unit in zip(answers, own, strict=False)
+        if unit is not None and (noise := answer_error(unit)) > _LEAST_NOISE * centre
+    ]
+    if len(pairs) < len(answers) / 2 or len(pairs) < _LEAST_ANSWERS:
+        return None
+    mean, answer_spread, chunk_spread = _spreads(
+        [answer_error(found) / noise for found, noise in pairs],
+        [found for found, _ in pairs],
+        [found.mean[found.compared == TOP] / noise for found, noise in pairs],
+        _LEAST_RELATIVE,
+    )
+    return RelativeBounds(mean=mean, answer_spread=answer_spread, chunk_spread=chunk_spread)
+
+
+def _spreads(
+    errors: Sequence[float],
+    answers: Sequence[ChunkErrors],
+    whole: Sequence[NDArray[np.float64]],
+    least_share: float,
+) -> tuple[float, float, float]:
+    """Centre, spread between long answers, and spread between whole chunks within an answer."""
+    chunks = np.concatenate(whole) if whole else np.empty(0)
+    if len(answers) < _LEAST_ANSWERS or len(chunks) < 2:
+        raise EncodingError(
+            f"{len(answers)} answers with {len(chunks)} whole chunks are too few to fit bounds "
+            f"to: at least {_LEAST_ANSWERS} with 2 are needed"
+        )
+    means = np.array(errors)
+    within = [((each - each.mean()) ** 2).sum() for each in whole if len(each) > 1]
+    freedom = max(1, len(chunks) - len(whole))
+    chunk_spread = math.sqrt(sum(within) / freedom) if within else float(chunks.std(ddof=1))
+    sizes = np.array([_size(found) for found in answers])
+    between = float(means.var(ddof=1)) - chunk_spread**2 * float((1 / sizes).mean())
+    doubt = 1 + 1 / math.sqrt(len(answers))  # 1.4 standard errors of a standard deviation
+    centre = float(means.mean())
+    least = max(least_share * centre, 0.01)
+    return (
+        round(centre, 4),
+        round(max(doubt * math.sqrt(max(between, 0.0)), least), 4),
+        round(max(doubt * chunk_spread, least), 4),
+    )
+
+
+def _size(errors: ChunkErrors) -> float:
+    """Whole chunks' worth of values compared."""
+    return float(errors.compared.sum()) / TOP
+
+
+def _spread(bounds: ActivationBounds | RelativeBounds, chunks: float) -> float:
     """Standard deviation of the mean error over so many chunks."""
     return math.sqrt(bounds.answer_spread**2 + bounds.chunk_spread**2 / chunks) or 1e-9
 

@@ -22,6 +22,7 @@ from daifi_flows.errors import EncodingError, ModelError
 __all__ = [
     "ActivationBounds",
     "Calibration",
+    "RelativeBounds",
     "Rounding",
     "find_calibration",
     "read_calibration",
@@ -63,6 +64,23 @@ class Rounding(Noun):
         return self
 
 
+class RelativeBounds(Noun):
+    """How an honest answer's error compares with what rounding does to that same answer.
+
+    Some answers are noisier than others, whoever computes them. A verifier sees by how much when it
+    computes its own activations twice, by two attention kernels: that difference is the unit here.
+
+    Attributes:
+        mean: of honest answers, about 1.
+        answer_spread: its standard deviation over long answers.
+        chunk_spread: of one fingerprint's within an answer.
+    """
+
+    mean: Error
+    answer_spread: Error
+    chunk_spread: Error
+
+
 class ActivationBounds(Noun):
     """What honest fingerprints keep to (TOPLOC, arXiv 2501.16007), one of 32 tokens and all of an
     answer's. Made by :func:`~daifi_flows.proofs.activations.fit_bounds`.
@@ -74,6 +92,8 @@ class ActivationBounds(Noun):
         mean_error: of all mantissas of an honest answer, on average over answers.
         answer_spread: its standard deviation over long answers.
         chunk_spread: standard deviation of one fingerprint's mean error within an answer.
+        relative: of an answer's error divided by the verifier's own, see :class:`RelativeBounds`;
+            absent: not measured.
     """
 
     min_exponent_matches: Annotated[int, Field(ge=0, le=128, strict=True)]
@@ -82,6 +102,7 @@ class ActivationBounds(Noun):
     mean_error: Error
     answer_spread: Error
     chunk_spread: Error
+    relative: RelativeBounds | None = None
 
 
 class Calibration(Noun):

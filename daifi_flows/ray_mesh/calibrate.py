@@ -89,6 +89,8 @@ class Measured:
 
     found: Choices
     errors: ChunkErrors | None
+    own: ChunkErrors | None
+    """The verifier's activations by another kernel against its own."""
 
 
 @dataclass(frozen=True)
@@ -273,10 +275,13 @@ def _measure(
         found = choices(prefill.logits, tokens, each.sampling)
         if found is None:
             raise ModelError(f"model {model.ref.name!r} gives no usable logits here")
-        errors = None
+        errors = own = None
         if activations is not None and prefill.hidden is not None:
             errors = compare(fingerprint(activations), prefill.hidden)
-        yield Measured(found, errors)
+            again = verifier.prefill_again(each.prompt, tokens)
+            if again is not None and again.hidden is not None:
+                own = compare(fingerprint(again.hidden), prefill.hidden)
+        yield Measured(found, errors, own)
 
 
 _DEFAULT_SAMPLER: Final = Run("", "").sampler
@@ -331,9 +336,9 @@ def _vllm_answers(
 
 def _fit(ref: ModelRef, checked_by: str, honest: Sequence[Measured], engine: str) -> Calibration:
     rounding, worst = fit_rounding([each.found for each in honest])
-    shown = [each.errors for each in honest if each.errors is not None]
+    shown = [(each.errors, each.own) for each in honest if each.errors is not None]
     try:
-        activations = fit_bounds(shown) if len(shown) == len(honest) else None
+        activations = fit_bounds(*zip(*shown, strict=True)) if len(shown) == len(honest) else None
     except EncodingError as error:
         raise ConfigError(f"no bounds for activations: {error}") from error
     return Calibration(
@@ -371,7 +376,7 @@ def _report(run: Run, measured: Sequence[Measured], calibration: Calibration) ->
     findings = [decide(each, calibration.rounding) for each in many]
     outcomes = [finding.outcome for finding in findings]
     activations = [
-        judge_activations(each.errors, calibration.activations).outcome
+        judge_activations(each.errors, calibration.activations, lambda own=each.own: own).outcome
         for each in measured
         if each.errors is not None and calibration.activations is not None
     ]

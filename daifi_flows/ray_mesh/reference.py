@@ -143,6 +143,19 @@ class EngineReference:
         except EngineError as error:
             raise ModelError(f"vLLM cannot prefill here: {error}") from error
 
+    def prefill_again(
+        self, spec: TaskSpec, prompt: Sequence[int], output: Sequence[int]
+    ) -> Prefill | None:
+        """The same pass by another attention kernel; ``None`` where prefills run on vLLM, which
+        has one.
+
+        Raises:
+            ModelError, EncodingError: as :meth:`prefill`.
+        """
+        if self._on_vllm:
+            return None
+        return self._shelf.get(self._llm(spec)).prefill_again(prompt, output)
+
     def output_rows(self, spec: TaskSpec, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Rows of the model's output layer, ``[len(tokens), width]``.
 

@@ -139,6 +139,11 @@ class TinyReference:
             logits = self.model.lm_head(hidden)
         return Prefill(logits.float().numpy(), hidden.float().numpy())
 
+    def prefill_again(
+        self, spec: TaskSpec, prompt: Sequence[int], output: Sequence[int]
+    ) -> Prefill | None:
+        return None
+
     def output_rows(
         self, spec: TaskSpec, tokens: Sequence[int]
     ) -> np.ndarray[Any, np.dtype[np.float32]]:

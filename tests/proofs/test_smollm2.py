@@ -58,6 +58,9 @@ class Smol:
             kept = self.model(input_ids=ids, logits_to_keep=len(output)).logits
             return Prefill(kept[0].float().numpy())
 
+    def prefill_again(self, spec: Any, prompt: Any, output: Any) -> Any:
+        return None
+
     def calibration(self, spec: Any) -> Calibration | None:
         return next(
             found

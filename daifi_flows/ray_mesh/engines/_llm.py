@@ -7,6 +7,7 @@ and read logits the same way.
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 import threading
 from collections import OrderedDict
@@ -183,6 +184,8 @@ class CausalLm:
         self._device = next(iter(self._weights.parameters())).device
         self._vocabulary = int(self._weights.get_input_embeddings().num_embeddings)
         self._watching = threading.local()
+        self._other: Any = None
+        self._other_lock = threading.Lock()
         if (layer := self._weights.get_output_embeddings()) is not None:
             layer.register_forward_pre_hook(self._keep)
 
@@ -285,6 +288,36 @@ class CausalLm:
             EncodingError: a token is not in the vocabulary, or prompt or output is empty.
             ModelError: too many tokens for this machine, or the model failed.
         """
+        return self._pass(self._weights, prompt, output)
+
+    def prefill_again(self, prompt: Sequence[int], output: Sequence[int]) -> Prefill | None:
+        """The same by another attention kernel: equal but for rounding. The weights are shared.
+
+        Returns:
+            ``None`` when the model has one kernel only.
+
+        Raises:
+            EncodingError, ModelError: as :meth:`prefill`.
+        """
+        other = self._other_kernel()
+        return None if other is None else self._pass(other, prompt, output)
+
+    def _other_kernel(self) -> Any:
+        with self._other_lock:
+            if self._other is None:
+                used = getattr(self._weights.config, "_attn_implementation", "eager")
+                # A copy of the modules around the same tensors: switching the kernel of the model
+                # itself would change it under other threads.
+                shared = (*self._weights.parameters(), *self._weights.buffers(), self)
+                other = copy.deepcopy(self._weights, {id(each): each for each in shared})
+                try:
+                    other.set_attn_implementation("sdpa" if used == "eager" else "eager")
+                except (ValueError, ImportError):  # transformers: this model has no such kernel
+                    other = False
+                self._other = other
+            return self._other or None
+
+    def _pass(self, weights: Any, prompt: Sequence[int], output: Sequence[int]) -> Prefill:
         import torch
 
         tokens = [*prompt, *output[:-1]]
@@ -295,7 +328,7 @@ class CausalLm:
             raise ModelError(f"{len(tokens)} tokens are too many to check on this machine")
         try:
             with torch.inference_mode(), self._hidden_states() as seen:
-                result = self._weights(
+                result = weights(
                     input_ids=self._tensor([tokens]), use_cache=False, logits_to_keep=len(output)
                 )
                 hidden = seen[-1][0].float().cpu().numpy() if seen else None
