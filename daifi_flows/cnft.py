@@ -335,14 +335,23 @@ class NodeResult(Noun):
 
 
 class NodeInfo(Noun):
-    """A node as the router sees it."""
+    """A node as the router sees it.
+
+    Attributes:
+        price_wei: flat price for one step, in wei.
+        models: digests of the models it offers; empty: any that its engines load.
+        bls_public: its BLS key, with which it can sit on a committee.
+        bls_possession: proof that it holds that key.
+    """
 
     name: Label
     address: Address
     device: Label
     engines: tuple[str, ...]
     price_wei: Wei
-    """Flat price for one step, in wei."""
+    models: Annotated[tuple[Bytes32, ...], Field(max_length=256)] = ()
+    bls_public: Bytes48 | None = None
+    bls_possession: Bytes96 | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from daifi_flows.cnft import PPM, Address, Bytes32, Committee, Noun, Ppm, Uint, 
 from daifi_flows.encoding import tagged_hash
 from daifi_flows.errors import LedgerError
 from daifi_flows.keys import check_possession
+from daifi_flows.ledger._economics import Fault
 from daifi_flows.ledger._records import ZERO_ADDRESS, Record
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "Genesis",
     "Params",
     "ParamsRecord",
+    "PriceParams",
+    "RewardParams",
     "SlashingParams",
     "StakingParams",
     "TaskParams",
@@ -28,7 +31,12 @@ __all__ = [
 MAX_SLASH_PPM: Final = 500_000
 """A slash takes at most half of what a node has at stake (white paper, slashing)."""
 _MAX_FEE_PER_BYTE_WEI: Final = 10**12
+_UINT128: Final = 2**128
 _UINT256: Final = 2**256
+_SECOND_MS: Final = 1_000
+_MINUTE_MS: Final = 60 * _SECOND_MS
+_DAY_MS: Final = 24 * 60 * _MINUTE_MS
+_SlashPpm = Annotated[int, Field(ge=0, le=MAX_SLASH_PPM, strict=True)]
 
 
 class FeeParams(Noun):
@@ -54,14 +62,24 @@ class FeeParams(Noun):
 
 
 class SlashingParams(Noun):
-    """What a fault costs, as parts of what a node has at stake.
+    """What a fault costs, as parts of what a node has at stake, unbonding stake included.
 
     Of a slash, the reporter gets ``reporter_ppm``, ``burn_ppm`` is burned, and the treasury gets
     the rest, dust included.
     """
 
-    rejected_ppm: Annotated[int, Field(ge=0, le=MAX_SLASH_PPM, strict=True)] = 250_000
+    rejected_ppm: _SlashPpm = 250_000
     """Lost when the committee rejects the node's execution."""
+    equivocation_ppm: _SlashPpm = 500_000
+    """Lost by who signs two things where one is allowed."""
+    false_accusation_ppm: _SlashPpm = 50_000
+    """Lost by who opens a dispute that the committee finds groundless."""
+    lease_default_ppm: _SlashPpm = 100_000
+    """Lost by who leases out capacity and does not deliver it."""
+    rollup_fraud_ppm: _SlashPpm = 500_000
+    """Lost by the operator of a batch with a leaf that is proven wrong."""
+    unanswered_ppm: _SlashPpm = 10_000
+    """Lost by a node that took a task and did not answer before its deadline."""
     reporter_ppm: Ppm = 100_000
     burn_ppm: Ppm = 400_000
 
@@ -71,12 +89,73 @@ class SlashingParams(Noun):
             raise ValueError("a slash is split into more than there is")
         return self
 
+    def fraction_ppm(self, fault: Fault) -> int:
+        """What a kind of fault costs."""
+        match fault:
+            case Fault.REJECTED:
+                return self.rejected_ppm
+            case Fault.EQUIVOCATION:
+                return self.equivocation_ppm
+            case Fault.FALSE_ACCUSATION:
+                return self.false_accusation_ppm
+            case Fault.LEASE_DEFAULT:
+                return self.lease_default_ppm
+            case Fault.ROLLUP_FRAUD:
+                return self.rollup_fraud_ppm
+            case Fault.UNANSWERED:
+                return self.unanswered_ppm
+
 
 class StakingParams(Noun):
     """What it takes to be a node."""
 
     min_stake_wei: Wei = 10**18
     """A node with less at stake cannot be assigned."""
+    unbonding_ms: Annotated[int, Field(ge=_MINUTE_MS, le=90 * _DAY_MS, strict=True)] = 7 * _DAY_MS
+    """How long unstaked money stays within reach of a slash."""
+    half_life_ms: Annotated[int, Field(ge=_MINUTE_MS, le=3650 * _DAY_MS, strict=True)] = (
+        30 * _DAY_MS
+    )
+    """In which the evidence behind a reputation halves."""
+
+
+class RewardParams(Noun):
+    """Emission, and how it is shared (white paper 2.2, 2.3, 3.2; see :mod:`_economics`).
+
+    Attributes:
+        lambda_ppb: λ in 10⁻⁹ a year of 365 days; the default, ln 2 / 4, halves what is left in
+            four years.
+        alpha_ppm: α, what verified work weighs.
+        beta_mflop: β, the work an epoch that full reputation stands for, megaFLOP.
+        gamma_floor_ppm: γ at no reputation.
+        tau_ms2: τ, the variance of a node's latency at which its work counts nothing, ms².
+        credit_wei_per_pflop: what must be paid for a petaFLOP to count; 0: nothing.
+        challenge_ms: how long a settled output can be challenged, and what was paid for it is
+            locked: long enough to repeat one execution.
+    """
+
+    lambda_ppb: Annotated[int, Field(ge=0, le=10**10, strict=True)] = 173_286_795
+    alpha_ppm: Annotated[int, Field(ge=0, le=10 * PPM, strict=True)] = PPM
+    beta_mflop: Annotated[int, Field(ge=0, le=10**12, strict=True)] = 1_000_000
+    gamma_floor_ppm: Ppm = 500_000
+    tau_ms2: Annotated[int, Field(ge=1, le=10**12, strict=True)] = 30_000**2
+    credit_wei_per_pflop: Annotated[Wei, Field(le=10**24)] = 10**15
+    challenge_ms: Annotated[int, Field(ge=0, le=7 * _DAY_MS, strict=True)] = 10 * _MINUTE_MS
+
+
+class PriceParams(Noun):
+    """How asks move with utilisation (see :func:`_economics.next_index_ppm`).
+
+    Attributes:
+        capacity_gflops: what the network can do, 10⁹ operations a second; half of it is the
+            target (white paper 2.6: 10 PFLOPS at first).
+        change_ppm: most change of the index in one epoch (EIP-1559: an eighth).
+        ceiling_ppm: highest index.
+    """
+
+    capacity_gflops: Annotated[int, Field(ge=1, le=10**12, strict=True)] = 10_000_000
+    change_ppm: Annotated[int, Field(ge=1_000, le=PPM // 2, strict=True)] = 125_000
+    ceiling_ppm: Annotated[int, Field(ge=PPM, le=1_000 * PPM, strict=True)] = 16 * PPM
 
 
 class TaskParams(Noun):
@@ -93,6 +172,14 @@ class Params(Noun):
     slashing: SlashingParams = SlashingParams()
     staking: StakingParams = StakingParams()
     tasks: TaskParams = TaskParams()
+    rewards: RewardParams = RewardParams()
+    prices: PriceParams = PriceParams()
+
+    @model_validator(mode="after")
+    def _check_windows(self) -> Self:
+        if self.staking.unbonding_ms < self.rewards.challenge_ms + self.tasks.settle_grace_ms:
+            raise ValueError("stake could leave before what it vouches for can be challenged")
+        return self
 
 
 class ParamsRecord(Record):
@@ -127,6 +214,10 @@ class Genesis(Noun):
     params: Params = Params()
     proposer: Address = ZERO_ADDRESS
     treasury: Address = ZERO_ADDRESS
+    epoch_ms: Annotated[int, Field(ge=_SECOND_MS, le=30 * _DAY_MS, strict=True)] = 60 * _MINUTE_MS
+    """Length of an epoch of emission; the first starts at ``timestamp_ms``."""
+    emission_wei: Wei | None = None
+    """E₀, what is issued over time; absent: as much as there is at genesis."""
 
     @classmethod
     def create(
@@ -139,6 +230,8 @@ class Genesis(Noun):
         params: Params | None = None,
         proposer: str = ZERO_ADDRESS,
         treasury: str = ZERO_ADDRESS,
+        epoch_ms: int = 60 * _MINUTE_MS,
+        emission_wei: int | None = None,
     ) -> Genesis:
         """A checked genesis from ``(address, amount_wei)`` pairs.
 
@@ -157,6 +250,8 @@ class Genesis(Noun):
                 "params": params if params is not None else Params(),
                 "proposer": proposer,
                 "treasury": treasury,
+                "epoch_ms": epoch_ms,
+                "emission_wei": emission_wei,
             }
         )
         genesis.check()
@@ -166,6 +261,16 @@ class Genesis(Noun):
     def ledger_id(self) -> bytes:
         """``keccak256("daifi/genesis/1" ‖ dag-cbor(genesis))``, 32 bytes."""
         return tagged_hash("daifi/genesis/1", self.plain())
+
+    @property
+    def supply_wei(self) -> int:
+        """What there is at genesis, in wei."""
+        return sum(item.amount_wei for item in self.allocations)
+
+    @property
+    def to_issue_wei(self) -> int:
+        """E₀ of white paper 3.2, in wei: the genesis supply, unless genesis says otherwise."""
+        return self.supply_wei if self.emission_wei is None else self.emission_wei
 
     def check(self) -> None:
         """Check what single fields cannot say.
@@ -177,8 +282,10 @@ class Genesis(Noun):
         addresses = {item.address for item in self.allocations}
         if len(addresses) != len(self.allocations):
             raise LedgerError("genesis allocates to one address twice; merge the two entries")
-        if sum(item.amount_wei for item in self.allocations) >= _UINT256:
+        if self.supply_wei >= _UINT256:
             raise LedgerError("genesis issues 2^256 wei or more; allocate less")
+        if self.to_issue_wei >= _UINT128:
+            raise LedgerError("2^128 wei or more are to be issued over time; set emission_wei")
         seats = self.committee.seats
         if not seats or [seat.index for seat in seats] != list(range(len(seats))):
             raise LedgerError("genesis committee seats must be numbered 0, 1, 2, … in order")

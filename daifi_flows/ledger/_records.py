@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple, Self
 
 from daifi_flows.cnft import (
-    PPM,
     Address,
     Bytes32,
     Cid,
@@ -19,6 +18,8 @@ from daifi_flows.cnft import (
     Uint,
     Wei,
 )
+from daifi_flows.ledger._standing import Standing
+from daifi_flows.ledger._tranches import Tranche, matured, total_wei
 
 __all__ = [
     "BUCKETS",
@@ -73,6 +74,8 @@ class TaskRecord(Record):
 
     ``attempt`` counts executions that failed (rejected or released). ``price_wei`` is 0 until a
     node is assigned. ``barred`` nodes were rejected and cannot take this task again.
+    ``assigned_ms`` and ``answered_ms`` are the blocks' times of assignment and commitment,
+    ``settled_ms`` that of settlement; ``earned_wei`` is what settlement paid the node.
     """
 
     prefix: ClassVar[bytes] = b"t"
@@ -87,6 +90,10 @@ class TaskRecord(Record):
     proof_cid: Cid | None = None
     barred: tuple[Address, ...] = ()
     token_id: Bytes32 | None = None
+    assigned_ms: Uint = 0
+    answered_ms: Uint = 0
+    settled_ms: Uint = 0
+    earned_wei: Wei = 0
 
     def key(self) -> bytes:
         return self.prefix + self.task_id
@@ -97,16 +104,26 @@ class TaskRecord(Record):
 
 
 class AccountRecord(Record):
-    """Money, nonce and standing of one address. An address never seen reads as zeros."""
+    """Money, nonce and standing of one address. An address never seen reads as zeros.
+
+    Attributes:
+        unbonding: unstaked money that a slash still reaches, until it is due.
+        locked: earned money that can be taken back until it is due.
+        accepted: executions of this node that the committee accepted, ever.
+        rejected: executions of this node that the committee rejected, ever.
+        standing: the same, fading with time: the ground of its reputation.
+    """
 
     prefix: ClassVar[bytes] = b"a"
     address: Address
     balance_wei: Wei = 0
     nonce: Uint = 0
     stake_wei: Wei = 0
+    unbonding: tuple[Tranche, ...] = ()
+    locked: tuple[Tranche, ...] = ()
     accepted: Uint = 0
-    """Executions of this node that the committee accepted."""
     rejected: Uint = 0
+    standing: Standing = Standing()
     registered: NodeInfo | None = None
 
     def key(self) -> bytes:
@@ -114,12 +131,43 @@ class AccountRecord(Record):
 
     @property
     def holdings(self) -> Mapping[str, int]:
-        return {"balances": self.balance_wei, "stakes": self.stake_wei}
+        return {
+            "balances": self.balance_wei,
+            "stakes": self.stake_wei,
+            "unbonding": self.unbonding_wei,
+            "locked": self.locked_wei,
+        }
+
+    @property
+    def unbonding_wei(self) -> int:
+        """All of :attr:`unbonding`."""
+        return total_wei(self.unbonding)
+
+    @property
+    def locked_wei(self) -> int:
+        """All of :attr:`locked`."""
+        return total_wei(self.locked)
 
     @property
     def reputation_ppm(self) -> int:
-        """Mean of the Beta posterior over a uniform prior, (accepted+1)/(accepted+rejected+2)."""
-        return (self.accepted + 1) * PPM // (self.accepted + self.rejected + 2)
+        """Mean of the Beta posterior as of the last judged execution; one half without any."""
+        return self.standing.reputation_ppm
+
+    def at(self, now_ms: int) -> Self:
+        """With what is due by ``now_ms`` moved to the balance."""
+        if not self.unbonding and not self.locked:
+            return self
+        unbonded_wei, unbonding = matured(self.unbonding, now_ms)
+        unlocked_wei, locked = matured(self.locked, now_ms)
+        if not unbonded_wei and not unlocked_wei:
+            return self
+        return self.model_copy(
+            update={
+                "balance_wei": self.balance_wei + unbonded_wei + unlocked_wei,
+                "unbonding": unbonding,
+                "locked": locked,
+            }
+        )
 
 
 class TokenRecord(Record):

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Final, TypeVar
 
 from daifi_flows.errors import EncodingError, LedgerCorrupted
+from daifi_flows.ledger._epochs import EpochRecord, NodeEpochRecord, ScheduleRecord
+from daifi_flows.ledger._nodes import BlsKeyRecord
 from daifi_flows.ledger._params import Params, ParamsRecord
 from daifi_flows.ledger._records import (
     BUCKETS,
@@ -39,6 +41,10 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     TokenRecord,
     SupplyReport,
     ParamsRecord,
+    ScheduleRecord,
+    EpochRecord,
+    NodeEpochRecord,
+    BlsKeyRecord,
 )
 """Every kind of record there is."""
 _KINDS: Final[dict[int, type[Record]]] = {kind.prefix[0]: kind for kind in RECORDS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from daifi_flows.ledger._rules import money, nodes, tasks
+from daifi_flows.ledger._rules import money, nodes, rewards, tasks
 from daifi_flows.ledger._rules._context import BlockEnv, Context, Facts, Rule, refuse
 from daifi_flows.ledger._tx import KINDS, Transaction
 
@@ -13,6 +13,7 @@ __all__ = ["RULES", "BlockEnv", "Context", "Facts", "Rule", "refuse"]
 _FAMILIES: Final = (
     money,
     nodes,
+    rewards,
     tasks,
 )
 RULES: Final[dict[type[Transaction], Rule]] = {

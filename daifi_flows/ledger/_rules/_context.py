@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 from daifi_flows.cnft import Committee, Payment
 from daifi_flows.errors import InsufficientFunds, TransactionRefused
 from daifi_flows.ledger._params import Genesis, Params
-from daifi_flows.ledger._records import ZERO_ADDRESS
+from daifi_flows.ledger._records import ZERO_ADDRESS, AccountRecord
 from daifi_flows.ledger._state import Layer
 
 __all__ = ["BlockEnv", "Context", "Facts", "Rule", "positive", "refuse"]
@@ -60,13 +60,17 @@ class Context:
         """The seats whose attestations count."""
         return self.genesis.committee
 
+    def account(self, address: str) -> AccountRecord:
+        """An account as of now: what is no longer locked or unbonding is in its balance."""
+        return self.layer.account(address).at(self.now_ms)
+
     def debit(self, address: str, amount_wei: int) -> None:
         """Take money from a balance.
 
         Raises:
             InsufficientFunds: there is less than that.
         """
-        account = self.layer.account(address)
+        account = self.account(address)
         if account.balance_wei < amount_wei:
             raise InsufficientFunds(
                 f"account {address} holds {account.balance_wei} wei and needs {amount_wei}; "
@@ -82,7 +86,7 @@ class Context:
         """Add money to a balance; the payment for the receipt (none for nothing)."""
         if amount_wei == 0:
             return ()
-        account = self.layer.account(address)
+        account = self.account(address)
         balance_wei = account.balance_wei + amount_wei
         self.layer.put(account.model_copy(update={"balance_wei": balance_wei}))
         return (Payment(to=address, amount_wei=amount_wei, reason=reason),)

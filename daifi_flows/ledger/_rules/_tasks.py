@@ -47,6 +47,8 @@ def reopen(ctx: Context, task: TaskRecord, barred: tuple[str, ...]) -> None:
                 "proof": None,
                 "proof_cid": None,
                 "barred": barred,
+                "assigned_ms": 0,
+                "answered_ms": 0,
             }
         )
     )

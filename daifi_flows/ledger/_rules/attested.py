@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from daifi_flows.cnft import PPM, Attestation, Decision, token_id_of
+from daifi_flows.cnft import Attestation, Decision, token_id_of
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import EncodingError, TransactionRefused
 from daifi_flows.keys import verify_bls_aggregate
+from daifi_flows.ledger._economics import Fault, split_price
 from daifi_flows.ledger._records import TaskRecord, TaskState, TokenRecord
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
+from daifi_flows.ledger._rules._stakes import lock, slash
 from daifi_flows.ledger._rules._tasks import refund, reopen, require_state, require_task
+from daifi_flows.ledger._rules._work import record_rejection, record_work
 from daifi_flows.ledger._tx import Transaction
 from daifi_flows.ledger._tx.tasks import Reject, Settle, Unproven
 
@@ -66,9 +69,9 @@ def check_attestation(
 
 
 def settle(ctx: Context, tx: Settle) -> Facts:
-    """Split the price, refund the rest, mint the token.
+    """Split the price, refund the rest, mint the token, count the work.
 
-    Committee, royalty and treasury shares are rounded down; the node gets the rest of the price.
+    The node's share is locked until its output can no longer be challenged.
     """
     layer, fees = ctx.layer, ctx.params.fees
     task = require_task(ctx, tx.attestation.task_id)
@@ -78,22 +81,31 @@ def settle(ctx: Context, tx: Settle) -> Facts:
     if tx.sender not in (task.spec.buyer, task.node):
         refuse("bad-role", "only the buyer or the node can settle: the metadata is theirs")
     seats = check_attestation(ctx, task, tx.attestation, Decision.ACCEPTED)
+    assert task.proof is not None, "a committed task has a proof"
     node, price = tx.attestation.node, task.price_wei
     owners = [token.owner for p in task.spec.parents if (token := layer.token(p)) is not None]
-    seat_wei = price * fees.committee_ppm // PPM // len(seats)
-    owner_wei = price * fees.royalty_ppm // PPM // len(owners) if owners else 0
-    treasury_wei = price * fees.treasury_ppm // PPM
-    node_wei = price - seat_wei * len(seats) - owner_wei * len(owners) - treasury_wei
-    payments = ctx.credit(node, node_wei, "node")
+    split = split_price(
+        price,
+        seats=len(seats),
+        parents=len(owners),
+        committee_ppm=fees.committee_ppm,
+        royalty_ppm=fees.royalty_ppm,
+        treasury_ppm=fees.treasury_ppm,
+    )
+    payments = lock(ctx, node, split.node_wei, "node")
     for seat in seats:
-        payments += ctx.credit(seat, seat_wei, "committee")
+        payments += ctx.credit(seat, split.seat_wei, "committee")
     for owner in owners:
-        payments += ctx.credit(owner, owner_wei, "royalty")
-    payments += ctx.to_treasury(treasury_wei, "treasury")
+        payments += ctx.credit(owner, split.owner_wei, "royalty")
+    payments += ctx.to_treasury(split.treasury_wei, "treasury")
     payments += ctx.credit(task.spec.buyer, task.escrow_wei - price, "refund")
-
-    account = layer.account(node)
-    layer.put(account.model_copy(update={"accepted": account.accepted + 1}))
+    record_work(
+        ctx,
+        node,
+        flop=task.proof.statement.usage.flops,
+        paid_wei=price,
+        wait_ms=task.answered_ms - task.assigned_ms,
+    )
     token = TokenRecord(
         token_id=token_id_of(task.task_id),
         owner=task.spec.buyer,
@@ -104,7 +116,13 @@ def settle(ctx: Context, tx: Settle) -> Facts:
     layer.put(token)
     layer.put(
         task.model_copy(
-            update={"state": TaskState.SETTLED, "escrow_wei": 0, "token_id": token.token_id}
+            update={
+                "state": TaskState.SETTLED,
+                "escrow_wei": 0,
+                "token_id": token.token_id,
+                "settled_ms": ctx.now_ms,
+                "earned_wei": split.node_wei,
+            }
         )
     )
     return {
@@ -122,20 +140,9 @@ def reject(ctx: Context, tx: Reject) -> Facts:
     task = require_task(ctx, tx.attestation.task_id)
     require_state(task, TaskState.COMMITTED)
     check_attestation(ctx, task, tx.attestation, Decision.REJECTED)
-    slashing, node = ctx.params.slashing, tx.attestation.node
-    account = ctx.layer.account(node)
-    slashed = account.stake_wei * slashing.rejected_ppm // PPM
-    ctx.layer.put(
-        account.model_copy(
-            update={"stake_wei": account.stake_wei - slashed, "rejected": account.rejected + 1}
-        )
-    )
-    # A node that reports itself must not win part of its own slash back.
-    reporter_wei = slashed * slashing.reporter_ppm // PPM if tx.sender != node else 0
-    burned_wei = slashed * slashing.burn_ppm // PPM
-    payments = ctx.credit(tx.sender, reporter_wei, "slash")
-    payments += ctx.burn(burned_wei, "slash")
-    payments += ctx.to_treasury(slashed - reporter_wei - burned_wei, "slash")
+    node = tx.attestation.node
+    record_rejection(ctx, node)
+    payments = slash(ctx, node, Fault.REJECTED, tx.sender)
     reopen(ctx, task, (*task.barred, node))
     return {
         "task_id": task.task_id,

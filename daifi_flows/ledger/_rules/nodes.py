@@ -1,14 +1,18 @@
-"""Being a node: its offer and its stake."""
+"""Being a node: its offer, its stake, and taking both back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
 
-from daifi_flows.cnft import Payment
+from daifi_flows.cnft import NodeInfo, Payment
+from daifi_flows.errors import InsufficientFunds
+from daifi_flows.keys import check_possession
+from daifi_flows.ledger._nodes import BlsKeyRecord, bls_key_key
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, positive, refuse
+from daifi_flows.ledger._tranches import due_ms, matured, with_tranche
 from daifi_flows.ledger._tx import Transaction
-from daifi_flows.ledger._tx.nodes import Register, Stake
+from daifi_flows.ledger._tx.nodes import Register, Retire, Stake, Unstake, Withdraw
 
 __all__ = ["RULES"]
 
@@ -20,14 +24,14 @@ def stake(ctx: Context, tx: Stake) -> Facts:
     """From the sender's balance to its stake."""
     positive(tx.amount_wei)
     ctx.debit(tx.sender, tx.amount_wei)
-    account = ctx.layer.account(tx.sender)
+    account = ctx.account(tx.sender)
     ctx.layer.put(account.model_copy(update={"stake_wei": account.stake_wei + tx.amount_wei}))
     payment = Payment(to=tx.sender, amount_wei=tx.amount_wei, reason="stake")
     return {"node": tx.sender, "payments": (payment,)}
 
 
 def register(ctx: Context, tx: Register) -> Facts:
-    """Set the sender's offer as a node."""
+    """Set the sender's offer as a node; its BLS key, if any, becomes its own alone."""
     info = tx.info
     if info.address != tx.sender:
         refuse("bad-role", f"node {info.address} must register itself, not {tx.sender}")
@@ -39,9 +43,94 @@ def register(ctx: Context, tx: Register) -> Facts:
             f"a node offers at most {_MAX_ENGINES} engines, each named in 1 to "
             f"{_MAX_ENGINE_CHARS} characters",
         )
-    account = ctx.layer.account(tx.sender)
+    if len(set(info.models)) != len(info.models):
+        refuse("bad-field", "a node names each model it offers once")
+    account = ctx.account(tx.sender)
+    _let_go_key(ctx, account.registered)
+    _bind_key(ctx, info)
     ctx.layer.put(account.model_copy(update={"registered": info}))
     return {"node": tx.sender}
 
 
-RULES: Final[Mapping[type[Transaction], Rule]] = {Stake: stake, Register: register}
+def _bind_key(ctx: Context, info: NodeInfo) -> None:
+    if info.bls_public is None and info.bls_possession is None:
+        return
+    if info.bls_public is None or info.bls_possession is None:
+        refuse("bad-field", "a BLS key and the proof of its possession come together")
+    held = ctx.layer.find(BlsKeyRecord, bls_key_key(info.bls_public))
+    if held is not None:
+        refuse("duplicate", f"this BLS key is registered for {held.owner}; make another")
+    if not check_possession(info.bls_public, info.bls_possession):
+        refuse("bad-signature", "the proof of possession of the BLS key does not verify")
+    ctx.layer.put(BlsKeyRecord(public=info.bls_public, owner=info.address))
+
+
+def _let_go_key(ctx: Context, info: NodeInfo | None) -> None:
+    if info is not None and info.bls_public is not None:
+        ctx.layer.remove(bls_key_key(info.bls_public))
+
+
+def retire(ctx: Context, tx: Retire) -> Facts:
+    """Take the sender's offer and its BLS key out of the state."""
+    account = ctx.account(tx.sender)
+    if account.registered is None:
+        refuse("unknown", f"{tx.sender} is not registered as a node")
+    _let_go_key(ctx, account.registered)
+    ctx.layer.put(account.model_copy(update={"registered": None}))
+    return {"node": tx.sender}
+
+
+def unstake(ctx: Context, tx: Unstake) -> Facts:
+    """From the sender's stake to unbonding, where a slash still reaches it."""
+    positive(tx.amount_wei)
+    account = ctx.account(tx.sender)
+    if account.stake_wei < tx.amount_wei:
+        raise InsufficientFunds(
+            f"account {tx.sender} has {account.stake_wei} wei at stake, not {tx.amount_wei}",
+            code="insufficient-funds",
+            balance_wei=account.stake_wei,
+            needed_wei=tx.amount_wei,
+        )
+    due = due_ms(ctx.now_ms, ctx.params.staking.unbonding_ms)
+    ctx.layer.put(
+        account.model_copy(
+            update={
+                "stake_wei": account.stake_wei - tx.amount_wei,
+                "unbonding": with_tranche(account.unbonding, due, tx.amount_wei),
+            }
+        )
+    )
+    payment = Payment(to=tx.sender, amount_wei=tx.amount_wei, reason="unstake")
+    return {"node": tx.sender, "payments": (payment,)}
+
+
+def withdraw(ctx: Context, tx: Withdraw) -> Facts:
+    """From unbonding and locked to the balance, as far as it is due."""
+    # As it was before this transaction, whose fee may have moved what is due.
+    before = ctx.layer.parent.account(tx.account)
+    unbonded_wei, _ = matured(before.unbonding, ctx.now_ms)
+    unlocked_wei, _ = matured(before.locked, ctx.now_ms)
+    if not unbonded_wei and not unlocked_wei:
+        waiting = [tranche.due_ms for tranche in (*before.unbonding, *before.locked)]
+        when = f"the first of it is at {min(waiting)} ms" if waiting else "none waits"
+        refuse(
+            "bad-state",
+            f"no money of {tx.account} is due at {ctx.now_ms} ms on this ledger; {when}",
+        )
+    ctx.layer.put(ctx.account(tx.account))
+    return {
+        "payments": tuple(
+            Payment(to=tx.account, amount_wei=amount_wei, reason=reason)
+            for amount_wei, reason in ((unbonded_wei, "unbonded"), (unlocked_wei, "unlocked"))
+            if amount_wei
+        )
+    }
+
+
+RULES: Final[Mapping[type[Transaction], Rule]] = {
+    Stake: stake,
+    Register: register,
+    Retire: retire,
+    Unstake: unstake,
+    Withdraw: withdraw,
+}

@@ -7,6 +7,7 @@ from typing import Final
 
 from daifi_flows.errors import KeyMaterialError, TransactionRefused
 from daifi_flows.keys import recover_address
+from daifi_flows.ledger._economics import surged_wei
 from daifi_flows.ledger._records import TaskRecord, TaskState
 from daifi_flows.ledger._rules import attested
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
@@ -17,6 +18,7 @@ from daifi_flows.ledger._rules._tasks import (
     require_state,
     require_task,
 )
+from daifi_flows.ledger._rules._work import price_index_ppm
 from daifi_flows.ledger._tx import Transaction
 from daifi_flows.ledger._tx.tasks import (
     Assign,
@@ -79,7 +81,8 @@ def assign(ctx: Context, tx: Assign) -> Facts:
     node = ctx.layer.account(tx.node)
     if node.registered is None:
         refuse("unknown", f"{tx.node} is not registered as a node")
-    min_stake_wei = ctx.params.staking.min_stake_wei
+    params = ctx.params
+    min_stake_wei = params.staking.min_stake_wei
     if node.stake_wei < min_stake_wei:
         refuse(
             "bad-role",
@@ -90,15 +93,29 @@ def assign(ctx: Context, tx: Assign) -> Facts:
             "bad-field",
             f"price {tx.price_wei} wei is over the task's maximum of {task.escrow_wei}",
         )
-    if tx.price_wei < node.registered.price_wei:
+    index_ppm = price_index_ppm(ctx)
+    asked_wei = surged_wei(node.registered.price_wei, index_ppm)
+    if tx.price_wei < asked_wei:
         refuse(
             "bad-field",
-            f"price {tx.price_wei} wei is under what node {tx.node} asks, "
-            f"{node.registered.price_wei}",
+            f"price {tx.price_wei} wei is under what node {tx.node} asks, {asked_wei} "
+            f"({node.registered.price_wei} at a price index of {index_ppm} ppm)",
+        )
+    open_ms = task.spec.deadline_ms + params.tasks.settle_grace_ms + params.rewards.challenge_ms
+    if open_ms > ctx.now_ms + params.staking.unbonding_ms:
+        refuse(
+            "bad-field",
+            f"the task's output could be challenged until {open_ms} ms, when stake that starts to "
+            "unbond now is out of reach; set an earlier deadline",
         )
     ctx.layer.put(
         task.model_copy(
-            update={"state": TaskState.ASSIGNED, "node": tx.node, "price_wei": tx.price_wei}
+            update={
+                "state": TaskState.ASSIGNED,
+                "node": tx.node,
+                "price_wei": tx.price_wei,
+                "assigned_ms": ctx.now_ms,
+            }
         )
     )
     return {"task_id": task.task_id, "node": tx.node}
@@ -135,7 +152,12 @@ def commit(ctx: Context, tx: Commit) -> Facts:
         refuse("bad-signature", f"the proof header was not signed by node {header.node}")
     ctx.layer.put(
         task.model_copy(
-            update={"state": TaskState.COMMITTED, "proof": header, "proof_cid": tx.proof_cid}
+            update={
+                "state": TaskState.COMMITTED,
+                "proof": header,
+                "proof_cid": tx.proof_cid,
+                "answered_ms": ctx.now_ms,
+            }
         )
     )
     return {"task_id": task.task_id, "node": task.node}

@@ -6,7 +6,7 @@ from typing import Any, Final, cast
 
 from daifi_flows.encoding import decode_canonical
 from daifi_flows.errors import EncodingError, TransactionRefused
-from daifi_flows.ledger._tx import money, nodes, tasks
+from daifi_flows.ledger._tx import money, nodes, rewards, tasks
 from daifi_flows.ledger._tx._base import MAX_TX_BYTES, NO_REQUEST, Transaction
 
 __all__ = ["KINDS", "MAX_TX_BYTES", "NO_REQUEST", "Transaction", "parse_transaction"]
@@ -14,6 +14,7 @@ __all__ = ["KINDS", "MAX_TX_BYTES", "NO_REQUEST", "Transaction", "parse_transact
 _FAMILIES: Final = (
     money,
     nodes,
+    rewards,
     tasks,
 )
 KINDS: Final[dict[str, type[Transaction]]] = {
