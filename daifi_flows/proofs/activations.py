@@ -60,9 +60,9 @@ _LEAST_SPREAD: Final = 0.1
 """Of the centre: what other processors may add to answers that were all made on one."""
 _LEAST_RELATIVE: Final = 0.06
 """The same for relative errors, of which other processors change numerator and unit alike."""
-_LOOK_AGAIN: Final = 1.0
+_LOOK_AGAIN: Final = 2.0
 """Standard deviations over the centre from which an answer is measured by its own noise: one honest
-answer in six, and all of int8."""
+answer in forty, and all long ones of int8."""
 _LEAST_NOISE: Final = 0.2
 """Of the centre: kernels that differ by less are the same one, and no unit."""
 
@@ -112,8 +112,8 @@ def judge_activations(
         bounds: of this model and precision. Without them the paper's bounds of a chunk hold, what
             is beyond them cannot be told, and nobody is accused.
         again: the verifier's own activations of another kernel against those that ``errors`` were
-            taken with, ``None`` when it has one kernel. Called only for an answer more than one
-            deviation above the centre; the deviation is then the relative error's.
+            taken with, ``None`` when it has one kernel. Called only for an answer more than two
+            deviations above the centre; the deviation is then the relative error's.
     """
     error = answer_error(errors)
     facts = _facts(errors, error)

@@ -52,7 +52,7 @@ class ToplocScheme:
     32 tokens; building them takes the node 0.3 to 0.4 ms for 32 tokens, comparing takes the
     verifier 0.1 to 0.3 ms beside the prefill (width 576 to 4096, one core). An answer noisier than
     most costs the verifier a second prefill, by another attention kernel: about one honest answer
-    in six.
+    in forty.
 
     Does not prove: what ``token-difr`` does not. A node that wrote with quantised weights can still
     prefill its answer with the right ones, which costs it less than generating, and fingerprint
