@@ -44,6 +44,7 @@ numbers = st.integers(min_value=0, max_value=3)
 amounts = st.sampled_from([0, 1, 7, DAI, 60 * DAI, 300 * DAI, 2_000 * DAI])
 prices = st.sampled_from([DAI - 1, DAI, 3 * DAI + 1, 5 * DAI, 5 * DAI + 1])
 SLASH, REPORTER, BURN, COMMITTEE, TREASURY, ROYALTY = 25, 10, 40, 10, 5, 5  # percent
+UNBONDING, CHALLENGE, HALF_LIFE = 7 * 24 * 60, 10, 30 * 24 * 3_600_000  # minutes, minutes, ms
 
 
 class Ledger(RuleBasedStateMachine):
@@ -60,6 +61,9 @@ class Ledger(RuleBasedStateMachine):
         self.balance |= {BUYER.address: 1000 * DAI, NODE.address: 200 * DAI}
         self.balance |= {OTHER.address: 200 * DAI}
         self.stake_of = {a.address: 0 for a in ACTORS}
+        self.unbonding: dict[str, list[list[int]]] = {a.address: [] for a in ACTORS}
+        self.locked: dict[str, list[list[int]]] = {a.address: [] for a in ACTORS}
+        self.evidence: dict[str, list[tuple[int, bool]]] = {a.address: [] for a in ACTORS}
         self.offers: set[str] = set()
         self.treasury = self.burned = 0
         self.tasks: dict[int, dict] = {}
@@ -88,9 +92,23 @@ class Ledger(RuleBasedStateMachine):
         parents = (token_id_of(make_spec(0).task_id),) if number == 3 else ()
         return make_spec(number, parents=parents, deadline_ms=T0 + 3_600_000)
 
-    @rule(minutes=st.sampled_from([1, 10, 30]))
+    @rule(minutes=st.sampled_from([1, 1, 1, 10, 10, 30, 6 * 24 * 60]))
     def pass_time(self, minutes: int) -> None:
         self.now += minutes * 60_000
+        for waiting in (self.unbonding, self.locked):
+            for address, parts in waiting.items():
+                self.balance[address] += sum(amount for due, amount in parts if due <= self.now)
+                waiting[address] = [part for part in parts if part[0] > self.now]
+
+    def wait(self, waiting: list[list[int]], minutes: int, amount: int) -> None:
+        """Due at the next eighth of the waiting time, with what else is due then."""
+        eighth = minutes * 60_000 // 8
+        due = (self.now + 9 * eighth - 1) // eighth * eighth
+        for part in waiting:
+            if part[0] == due:
+                part[1] += amount
+                return
+        waiting.append([due, amount])
 
     @rule(who=actors, to=actors, amount=amounts)
     def transfer(self, who: Account, to: Account, amount: int) -> None:
@@ -105,10 +123,30 @@ class Ledger(RuleBasedStateMachine):
             self.balance[who.address] -= amount
             self.stake_of[who.address] += amount
 
+    @rule(who=nodes, amount=amounts)
+    def unstake(self, who: Account, amount: int) -> None:
+        allowed = 0 < amount <= self.stake_of[who.address]
+        if self.send(allowed, t.Unstake, who, amount_wei=amount):
+            self.stake_of[who.address] -= amount
+            self.wait(self.unbonding[who.address], UNBONDING, amount)
+
+    @rule(who=actors, whose=actors)
+    def withdraw(self, who: Account, whose: Account) -> None:
+        record = self.state.account(whose.address)
+        parts = (*record.unbonding, *record.locked)
+        allowed = any(tranche.due_ms <= self.now for tranche in parts)
+        if self.send(allowed, t.Withdraw, who, account=whose.address):
+            assert self.state.account(whose.address).balance_wei == self.balance[whose.address]
+
     @rule(who=nodes)
     def register(self, who: Account) -> None:
         self.send(True, t.Register, who, info=info_of(who))
         self.offers.add(who.address)
+
+    @rule(who=nodes)
+    def retire(self, who: Account) -> None:
+        if self.send(who.address in self.offers, t.Retire, who):
+            self.offers.remove(who.address)
 
     @rule(number=numbers, who=st.sampled_from([BUYER, BUYER, STRANGER]))
     def open(self, number: int, who: Account) -> None:
@@ -189,7 +227,8 @@ class Ledger(RuleBasedStateMachine):
                 self.balance[BUYER.address] += price * ROYALTY // 100
                 rest -= price * ROYALTY // 100
             self.treasury += price * TREASURY // 100
-            self.balance[node.address] += rest - price * TREASURY // 100
+            self.wait(self.locked[node.address], CHALLENGE, rest - price * TREASURY // 100)
+            self.evidence[node.address].append((self.now, True))
             self.balance[BUYER.address] += 5 * DAI - price
             task["state"] = "settled"
             assert number not in self.settled, "settled twice"
@@ -206,6 +245,10 @@ class Ledger(RuleBasedStateMachine):
             loss = self.stake_of[node.address] * SLASH // 100
             assert loss * 2 <= self.stake_of[node.address]
             self.stake_of[node.address] -= loss
+            for part in self.unbonding[node.address]:
+                loss += part[1] * SLASH // 100
+                part[1] -= part[1] * SLASH // 100
+            self.evidence[node.address].append((self.now, False))
             reward = loss * REPORTER // 100 if who is not node else 0
             self.balance[who.address] += reward
             self.burned += loss * BURN // 100
@@ -253,9 +296,24 @@ class Ledger(RuleBasedStateMachine):
     @invariant()
     def machine_and_reference_agree(self) -> None:
         for address, balance in self.balance.items():
-            assert self.state.account(address).balance_wei == balance >= 0
+            assert self.state.account(address).at(self.now).balance_wei == balance >= 0
         for address, stake in self.stake_of.items():
-            assert self.state.account(address).stake_wei == stake >= 0
+            account = self.state.account(address).at(self.now)
+            assert account.stake_wei == stake >= 0
+            for found, expected in (
+                (account.unbonding, self.unbonding[address]),
+                (account.locked, self.locked[address]),
+            ):
+                assert [[part.due_ms, part.amount_wei] for part in found] == sorted(expected)
+            good, bad = (
+                sum(0.5 ** ((self.now - at) / HALF_LIFE) for at, fine in judged if fine is kind)
+                for judged, kind in (
+                    (self.evidence[address], True),
+                    (self.evidence[address], False),
+                )
+            )
+            standing = account.standing.at(self.now, HALF_LIFE)
+            assert abs(standing.reputation_ppm / 1e6 - (good + 1) / (good + bad + 2)) < 1e-4
         locked = 0
         for number, task in self.tasks.items():
             record = self.state.task(self.spec(number).task_id)
