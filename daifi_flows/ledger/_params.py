@@ -23,6 +23,7 @@ __all__ = [
     "ParamsRecord",
     "PriceParams",
     "RewardParams",
+    "RollupParams",
     "SlashingParams",
     "StakingParams",
     "TaskParams",
@@ -158,6 +159,25 @@ class PriceParams(Noun):
     ceiling_ppm: Annotated[int, Field(ge=PPM, le=1_000 * PPM, strict=True)] = 16 * PPM
 
 
+class RollupParams(Noun):
+    """The terms of batches (white paper 2.6).
+
+    Attributes:
+        challenge_ms: how long a leaf can be proven wrong; nothing is paid before that.
+        claim_ms: how long after that leaves can be claimed.
+        min_bond_wei: least bond of a batch.
+        bond_ppm: least bond as a part of the batch's total. What fraud costs the operator is
+            ``slashing.rollup_fraud_ppm`` of the bond.
+    """
+
+    challenge_ms: Annotated[int, Field(ge=_MINUTE_MS, le=30 * _DAY_MS, strict=True)] = (
+        60 * _MINUTE_MS
+    )
+    claim_ms: Annotated[int, Field(ge=_DAY_MS, le=3650 * _DAY_MS, strict=True)] = 365 * _DAY_MS
+    min_bond_wei: Annotated[Wei, Field(ge=1, le=10**24)] = 10**18
+    bond_ppm: Ppm = 500_000
+
+
 class TaskParams(Noun):
     """The terms every task runs under."""
 
@@ -174,6 +194,7 @@ class Params(Noun):
     tasks: TaskParams = TaskParams()
     rewards: RewardParams = RewardParams()
     prices: PriceParams = PriceParams()
+    rollup: RollupParams = RollupParams()
 
     @model_validator(mode="after")
     def _check_windows(self) -> Self:

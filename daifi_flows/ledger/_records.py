@@ -171,8 +171,9 @@ class AccountRecord(Record):
 
 
 class TokenRecord(Record):
-    """One cNFT. ``content`` is the digest of its bundle's core metadata; ``effect`` the digest
-    of what its after-settlement action returned."""
+    """One cNFT. ``content`` is the digest of its bundle's core metadata (of the 160-byte leaf for
+    a leaf of a batch); ``effect`` the digest of what its after-settlement action returned;
+    ``minted_ms`` the time of the block that minted it."""
 
     prefix: ClassVar[bytes] = b"n"
     token_id: Bytes32
@@ -181,6 +182,7 @@ class TokenRecord(Record):
     task_id: Bytes32
     content: Bytes32
     effect: Bytes32 | None = None
+    minted_ms: Uint = 0
 
     def key(self) -> bytes:
         return self.prefix + self.token_id

@@ -22,6 +22,7 @@ from daifi_flows.ledger._records import (
     TaskRecord,
     TokenRecord,
 )
+from daifi_flows.ledger._rollups import ClaimedWord, RollupCount, RollupRecord
 
 __all__ = [
     "RECORDS",
@@ -45,6 +46,9 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     EpochRecord,
     NodeEpochRecord,
     BlsKeyRecord,
+    RollupRecord,
+    ClaimedWord,
+    RollupCount,
 )
 """Every kind of record there is."""
 _KINDS: Final[dict[int, type[Record]]] = {kind.prefix[0]: kind for kind in RECORDS}

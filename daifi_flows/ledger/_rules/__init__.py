@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from daifi_flows.ledger._rules import money, nodes, rewards, tasks
+from daifi_flows.ledger._rules import money, nodes, rewards, rollup, tasks
 from daifi_flows.ledger._rules._context import BlockEnv, Context, Facts, Rule, refuse
 from daifi_flows.ledger._tx import KINDS, Transaction
 
@@ -14,6 +14,7 @@ _FAMILIES: Final = (
     money,
     nodes,
     rewards,
+    rollup,
     tasks,
 )
 RULES: Final[dict[type[Transaction], Rule]] = {

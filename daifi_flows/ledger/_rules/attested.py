@@ -7,11 +7,10 @@ from typing import Final
 
 from daifi_flows.cnft import Attestation, Decision, token_id_of
 from daifi_flows.encoding import keccak256
-from daifi_flows.errors import EncodingError, TransactionRefused
-from daifi_flows.keys import verify_bls_aggregate
 from daifi_flows.ledger._economics import Fault, split_price
 from daifi_flows.ledger._records import TaskRecord, TaskState, TokenRecord
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
+from daifi_flows.ledger._rules._quorum import require_quorum
 from daifi_flows.ledger._rules._stakes import lock, slash
 from daifi_flows.ledger._rules._tasks import refund, reopen, require_state, require_task
 from daifi_flows.ledger._rules._work import record_rejection, record_work
@@ -52,19 +51,9 @@ def check_attestation(
             f"confidence {attestation.confidence_ppm} ppm is under the task's minimum of "
             f"{task.spec.review.min_confidence_ppm}",
         )
-    try:
-        seats = committee.signers(attestation.signers)
-    except EncodingError as error:
-        raise TransactionRefused(str(error), code="bad-field") from error
-    if len(seats) < committee.quorum:
-        refuse(
-            "bad-signature",
-            f"{len(seats)} of {len(committee.seats)} seats signed; {committee.quorum} are needed",
-        )
-    if not verify_bls_aggregate(
-        [seat.public for seat in seats], attestation.message(), attestation.signature
-    ):
-        refuse("bad-signature", "the attestation's aggregate signature does not verify")
+    seats = require_quorum(
+        committee, attestation.signers, attestation.message(), attestation.signature
+    )
     return tuple(seat.account for seat in seats)
 
 
@@ -112,6 +101,7 @@ def settle(ctx: Context, tx: Settle) -> Facts:
         parents=task.spec.parents,
         task_id=task.task_id,
         content=tx.metadata,
+        minted_ms=ctx.now_ms,
     )
     layer.put(token)
     layer.put(

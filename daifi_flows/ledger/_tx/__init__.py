@@ -6,7 +6,7 @@ from typing import Any, Final, cast
 
 from daifi_flows.encoding import decode_canonical
 from daifi_flows.errors import EncodingError, TransactionRefused
-from daifi_flows.ledger._tx import money, nodes, rewards, tasks
+from daifi_flows.ledger._tx import money, nodes, rewards, rollup, tasks
 from daifi_flows.ledger._tx._base import MAX_TX_BYTES, NO_REQUEST, Transaction
 
 __all__ = ["KINDS", "MAX_TX_BYTES", "NO_REQUEST", "Transaction", "parse_transaction"]
@@ -15,6 +15,7 @@ _FAMILIES: Final = (
     money,
     nodes,
     rewards,
+    rollup,
     tasks,
 )
 KINDS: Final[dict[str, type[Transaction]]] = {
