@@ -21,6 +21,7 @@ from ledger_kit import (
     NODE,
     PROOF_CID,
     STRANGER,
+    T0,
     SeatsHere,
     attest,
     info_of,
@@ -70,7 +71,7 @@ def arm(where: str, block: int, certifier: SeatsHere) -> None:
 async def main(path: Path, where: str, block: int) -> None:
     certifier = SeatsHere(GENESIS)
     arm(where, block, certifier)
-    service = LedgerService(path, GENESIS, certifier)
+    service = LedgerService(path, GENESIS, certifier, clock=lambda: T0 + 1)
     await service.start()
     ledger = LedgerClient(service, GENESIS.ledger_id)
 
@@ -86,7 +87,7 @@ async def main(path: Path, where: str, block: int) -> None:
 
     async def work(number: int) -> None:
         """One task, from wherever an earlier life of this process left it."""
-        spec = make_spec(number, deadline_ms=2**62, max_price_wei=2 * DAI)
+        spec = make_spec(number, max_price_wei=2 * DAI)
         task = spec.task_id
         acknowledge(await ledger.open_escrow(spec, BUYER))
         acknowledge(await ledger.assign(task, NODE.address, DAI, BUYER))
@@ -95,9 +96,7 @@ async def main(path: Path, where: str, block: int) -> None:
         acknowledge(await ledger.transfer(STRANGER.address, 1, BUYER))
 
     start = 0
-    while await ledger.attestation_receipt(
-        make_spec(start, deadline_ms=2**62, max_price_wei=2 * DAI).task_id
-    ):
+    while await ledger.attestation_receipt(make_spec(start, max_price_wei=2 * DAI).task_id):
         start += 1
     for number in range(start, start + 100, 2):
         await asyncio.gather(work(number), work(number + 1))
