@@ -6,6 +6,7 @@ import asyncio
 import os
 import pickle
 import signal
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,8 @@ from daifi_flows.errors import (
 from daifi_flows.ledger import RayLedger, Settlement, audit
 
 pytestmark = pytest.mark.slow
+DEADLINE_MS = time.time_ns() // 1_000_000 + 3_600_000
+"""The actor has the real clock."""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def seats():
 
 
 async def settle_one(ledger: Settlement, number: int) -> Receipt:
-    spec = make_spec(number, deadline_ms=2**62)
+    spec = make_spec(number, deadline_ms=DEADLINE_MS)
     await ledger.open_escrow(spec, BUYER)
     await ledger.assign(spec.task_id, NODE.address, 2 * DAI, BUYER)
     await ledger.commit(spec.task_id, make_header(spec), PROOF_CID, BUYER)
