@@ -135,7 +135,7 @@ class Ledger(RuleBasedStateMachine):
         record = self.state.account(whose.address)
         parts = (*record.unbonding, *record.locked)
         allowed = any(tranche.due_ms <= self.now for tranche in parts)
-        if self.send(allowed, t.Withdraw, who, account=whose.address):
+        if self.send(allowed, t.Withdraw, who, holder=whose.address):
             assert self.state.account(whose.address).balance_wei == self.balance[whose.address]
 
     @rule(who=nodes)

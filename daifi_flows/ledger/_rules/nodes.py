@@ -107,7 +107,7 @@ def unstake(ctx: Context, tx: Unstake) -> Facts:
 def withdraw(ctx: Context, tx: Withdraw) -> Facts:
     """From unbonding and locked to the balance, as far as it is due."""
     # As it was before this transaction, whose fee may have moved what is due.
-    before = ctx.layer.parent.account(tx.account)
+    before = ctx.layer.parent.account(tx.holder)
     unbonded_wei, _ = matured(before.unbonding, ctx.now_ms)
     unlocked_wei, _ = matured(before.locked, ctx.now_ms)
     if not unbonded_wei and not unlocked_wei:
@@ -115,12 +115,12 @@ def withdraw(ctx: Context, tx: Withdraw) -> Facts:
         when = f"the first of it is at {min(waiting)} ms" if waiting else "none waits"
         refuse(
             "bad-state",
-            f"no money of {tx.account} is due at {ctx.now_ms} ms on this ledger; {when}",
+            f"no money of {tx.holder} is due at {ctx.now_ms} ms on this ledger; {when}",
         )
-    ctx.layer.put(ctx.account(tx.account))
+    ctx.layer.put(ctx.account(tx.holder))
     return {
         "payments": tuple(
-            Payment(to=tx.account, amount_wei=amount_wei, reason=reason)
+            Payment(to=tx.holder, amount_wei=amount_wei, reason=reason)
             for amount_wei, reason in ((unbonded_wei, "unbonded"), (unlocked_wei, "unlocked"))
             if amount_wei
         )

@@ -47,10 +47,10 @@ class Unstake(Transaction):
 
 
 class Withdraw(Transaction):
-    """Move what an account's waiting money is free to its balance; anybody may."""
+    """Move what is due of an account's unbonding and locked money to its balance; anybody may."""
 
     kind: ClassVar[str] = "withdraw"
-    account: Address
+    holder: Address
 
 
 KINDS: Final[tuple[type[Transaction], ...]] = (Stake, Register, Retire, Unstake, Withdraw)
