@@ -103,7 +103,8 @@ class TransactionRefused(LedgerError):
     """A transaction broke a rule of the state machine; the state is unchanged.
 
     ``details["code"]`` is a stable word: ``bad-signature``, ``bad-nonce``, ``bad-state``,
-    ``bad-role``, ``bad-field``, ``unknown``, ``insufficient-funds``, ``duplicate``, ``expired``.
+    ``bad-role``, ``bad-field``, ``unknown``, ``insufficient-funds``, ``duplicate``, ``expired``,
+    ``fee-too-high``.
     """
 
 

@@ -92,19 +92,31 @@ def _charge(ctx: Context, tx: Transaction, size: int) -> int:
 
 
 def _account_for_supply(before: Base, after: Layer) -> None:
-    """Bring the supply report up to date with the layer's changes; money must add up."""
+    """Bring the supply report up to date with the layer's changes; money must add up.
+
+    Raises:
+        LedgerError: it does not. A bug, never an input: stopped before anything is kept.
+    """
     moved: dict[str, int] = dict.fromkeys(BUCKETS, 0)
     for key, new in after.changes.items():
         old = before.get(key)
-        for record, sign in ((new, 1), (old, -1)):
-            if record is not None:
-                for bucket, amount_wei in record.holdings.items():
-                    moved[bucket] += sign * amount_wei
+        if new is not None:
+            for bucket, amount_wei in new.holdings.items():
+                if amount_wei < 0:
+                    raise LedgerError("a transaction would overdraw a record; please report this")
+                moved[bucket] += amount_wei
+        if old is not None:
+            for bucket, amount_wei in old.holdings.items():
+                moved[bucket] -= amount_wei
+    if SupplyReport.prefix not in after.changes and not any(moved.values()):
+        return
     supply = after.supply()
     updated = supply.model_copy(
         update={f"{bucket}_wei": supply.bucket(bucket) + moved[bucket] for bucket in BUCKETS}
     )
-    if not updated.conserved:  # a bug, never an input: stop before it is signed
+    if not updated.conserved:
         raise LedgerError("a transaction would not conserve supply; please report this")
     if updated != before.supply():
         after.put(updated)
+    else:
+        after.changes.pop(SupplyReport.prefix, None)

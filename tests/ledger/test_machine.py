@@ -16,6 +16,7 @@ from daifi_flows.ledger import Params
 from daifi_flows.ledger._machine import BlockEnv
 from daifi_flows.ledger._params import FeeParams
 from daifi_flows.ledger._rules import RULES
+from daifi_flows.ledger._state import account_key
 
 FEE = 10**9
 
@@ -133,18 +134,35 @@ def test_a_fee_has_a_hard_bound() -> None:
 # Supply
 
 
-def test_a_rule_that_makes_money_is_stopped_before_anything_is_kept(
-    monkeypatch: pytest.MonkeyPatch,
+def gift(ctx, tx):  # pyright: ignore
+    """Money out of nothing."""
+    return {"payments": ctx.credit(tx.to, 1, "gift")}
+
+
+def overdraft(ctx, tx):  # pyright: ignore
+    """Conserved, but one account is below zero."""
+    payer = ctx.layer.account(STRANGER.address)
+    ctx.layer.put(payer.model_copy(update={"balance_wei": -1}))
+    return {"payments": ctx.credit(tx.to, 1, "loan")}
+
+
+def burial(ctx, tx):  # pyright: ignore
+    """A record that holds money leaves the state, and its money with it."""
+    ctx.layer.remove(account_key(tx.to))
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"), [(gift, "conserve"), (overdraft, "overdraw"), (burial, "conserve")]
+)
+def test_a_rule_that_makes_or_loses_money_is_stopped_before_anything_is_kept(
+    monkeypatch: pytest.MonkeyPatch, rule, why: str
 ) -> None:
     bench = Bench()
     tx = a_transfer(bench)
-
-    def generous(ctx, tx):  # pyright: ignore
-        return {"payments": ctx.credit(tx.to, 1, "gift")}
-
-    monkeypatch.setitem(RULES, type(tx), generous)
+    monkeypatch.setitem(RULES, type(tx), rule)
     before = snapshot(bench.state)
-    with pytest.raises(LedgerError, match="conserve"):
+    with pytest.raises(LedgerError, match=why):
         bench.run(tx)
     assert snapshot(bench.state) == before
 
