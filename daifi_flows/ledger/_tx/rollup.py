@@ -102,9 +102,6 @@ class ClaimLeaf(_OnBatch):
 class _Fraud(_OnBatch):
     proof: LeafProof
 
-    def mark(self) -> bytes | None:
-        return b"fraud/" + self.batch
-
 
 class ProveDuplicate(_Fraud):
     """Show that a leaf's task is in an earlier batch too."""
