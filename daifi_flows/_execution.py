@@ -236,7 +236,13 @@ class Execution:
             self._fail(f"the ledger already has this task as {task.state.value}")
         started = time.monotonic()
         node, why = await self._route(frozenset(task.barred))
-        await settlement.assign(self.task_id, node.address, node.price_wei, buyer)
+        price_wei = await settlement.quote(node.address)
+        if price_wei > self.spec.max_price_wei:
+            self._fail(
+                f"the network is busy: {node.name} now costs {dai(price_wei)}, and the step pays "
+                f"at most {dai(self.spec.max_price_wei)}; raise its price or try later"
+            )
+        await settlement.assign(self.task_id, node.address, price_wei, buyer)
         self._time("assign", started)
         self.tell(StepState.ROUTED, f"routed to {node.name}: {why}", node=node.name)
         started = time.monotonic()
@@ -297,9 +303,11 @@ class Execution:
         """Best node that is not barred; one that was lost on this step only if no other is left."""
         lost = {item.node.address for item in self.tries}
         reputation: dict[str, int] = {}
+        half_life_ms = (await self.life.settlement.params()).staking.half_life_ms
         for node in await self.life.mesh.nodes():
             account = await self.life.settlement.account(node.address)
-            reputation[node.address] = account.reputation_ppm
+            standing = account.standing.at(self.life.clock_ms(), half_life_ms)
+            reputation[node.address] = standing.reputation_ppm
         for excluded in (barred | lost, barred):
             try:
                 return self.life.mesh.route(self.spec, excluded, reputation)

@@ -32,6 +32,7 @@ from daifi_flows.history import HistoryProof
 from daifi_flows.ledger._blocks import CertifiedBlock, certificate_valid, inclusions
 from daifi_flows.ledger._certifier import Certifier, collect
 from daifi_flows.ledger._chain import Chain, Pending
+from daifi_flows.ledger._economics import surged_wei
 from daifi_flows.ledger._params import Genesis, Params
 from daifi_flows.ledger._records import (
     AccountRecord,
@@ -41,6 +42,7 @@ from daifi_flows.ledger._records import (
     TaskRecord,
     TokenRecord,
 )
+from daifi_flows.ledger._rules._work import index_at
 from daifi_flows.ledger._state import MemoryBase, decode_entry
 from daifi_flows.ledger._store import Store
 from daifi_flows.ledger._tx import Transaction, parse_transaction
@@ -52,6 +54,8 @@ __all__ = ["LedgerService"]
 _log = logging.getLogger(__name__)
 _HISTORY: Final = 256
 """Most certified blocks given to a lagging seat at once."""
+_QUOTE_MS: Final = 5_000
+"""How far ahead a quote looks: a block is made sooner than that."""
 _RECEIPT_BLOCKS: Final = 16
 """Blocks whose receipts are kept ready: callers ask right after their block is final."""
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -396,6 +400,20 @@ class LedgerService:
     async def params(self) -> Params:
         """The parameters in force."""
         return self._chain.base.params()
+
+    async def quote(self, node: str) -> int:
+        """What a task costs on a node within the next seconds, in wei.
+
+        Raises:
+            TransactionRefused: ``unknown``: the address is not registered as a node.
+        """
+        offer = self._chain.base.account(node).registered
+        if offer is None:
+            raise TransactionRefused(f"{node} is not registered as a node", code="unknown")
+        now = max(self._clock(), self._chain.head.timestamp_ms)
+        times = (now, now + _QUOTE_MS)  # the next epoch may have begun when the block is made
+        index_ppm = max(index_at(self._chain.base, self.genesis, time) for time in times)
+        return surged_wei(offer.price_wei, index_ppm)
 
     async def nodes(self) -> tuple[AccountRecord, ...]:
         """Accounts registered as nodes, by address."""

@@ -69,6 +69,10 @@ class Settlement(Protocol):
         """The parameters in force."""
         ...
 
+    async def quote(self, node: str) -> int:
+        """What a task costs on a node now, in wei: what it asks, and more when much is used."""
+        ...
+
     async def nodes(self) -> tuple[AccountRecord, ...]:
         """Accounts registered as nodes, by address."""
         ...
@@ -98,7 +102,7 @@ class Settlement(Protocol):
         ...
 
     async def assign(self, task_id: bytes, node: str, price_wei: int, buyer: Account) -> Receipt:
-        """Give an open task to a registered, staked node at a price."""
+        """Give an open task to a registered, staked node, for its :meth:`quote` or more."""
         ...
 
     async def commit(
@@ -109,6 +113,8 @@ class Settlement(Protocol):
 
     async def settle(self, attestation: Attestation, metadata: bytes, sender: Account) -> Receipt:
         """Pay for an accepted execution and mint its token; ``sender`` is the buyer or the node.
+
+        The node's share is locked until its output can no longer be challenged.
 
         ``metadata`` is the digest of the bundle's core metadata.
         """

@@ -50,6 +50,7 @@ _READS: Final = frozenset(
         "next_nonce",
         "nodes",
         "params",
+        "quote",
         "supply",
         "task",
         "token",
@@ -153,6 +154,9 @@ class _RayPort:
 
     async def params(self) -> Params:
         return await self._call("params")
+
+    async def quote(self, node: str) -> int:
+        return await self._call("quote", node)
 
     async def nodes(self) -> tuple[AccountRecord, ...]:
         return await self._call("nodes")

@@ -12,17 +12,19 @@ from daifi_flows.ledger._epochs import (
     epoch_key,
     node_epoch_key,
 )
+from daifi_flows.ledger._params import Genesis, PriceParams
 from daifi_flows.ledger._rules._context import Context
+from daifi_flows.ledger._state import Base
 
 __all__ = [
     "epoch_of",
     "forfeit_reward",
     "hold_reward",
+    "index_at",
     "let_go_reward",
     "price_index_ppm",
     "record_rejection",
     "record_work",
-    "schedule",
 ]
 
 _LIMIT: Final = 2**63 - 1
@@ -30,32 +32,41 @@ _LIMIT: Final = 2**63 - 1
 
 def epoch_of(ctx: Context, time_ms: int) -> int:
     """Number of the epoch that holds an instant; genesis starts epoch 0."""
-    return max(time_ms - ctx.genesis.timestamp_ms, 0) // ctx.genesis.epoch_ms
+    return _epoch_at(ctx.genesis, time_ms)
 
 
-def schedule(ctx: Context) -> ScheduleRecord:
+def _epoch_at(genesis: Genesis, time_ms: int) -> int:
+    return max(time_ms - genesis.timestamp_ms, 0) // genesis.epoch_ms
+
+
+def _schedule(state: Base, genesis: Genesis) -> ScheduleRecord:
     """Where emission and the price index stand; at first as genesis and the parameters say."""
-    found = ctx.layer.find(ScheduleRecord, ScheduleRecord.prefix)
+    found = state.find(ScheduleRecord, ScheduleRecord.prefix)
     return found or ScheduleRecord(
-        since_ms=ctx.genesis.timestamp_ms,
-        left_wei=ctx.genesis.to_issue_wei,
-        lambda_ppb=ctx.params.rewards.lambda_ppb,
+        since_ms=genesis.timestamp_ms,
+        left_wei=genesis.to_issue_wei,
+        lambda_ppb=state.params().rewards.lambda_ppb,
     )
 
 
 def price_index_ppm(ctx: Context) -> int:
     """What nodes' asks are multiplied by now, in ppm: it follows from the epochs before."""
-    return _index_of(ctx, schedule(ctx), epoch_of(ctx, ctx.now_ms))
+    return index_at(ctx.layer, ctx.genesis, ctx.now_ms)
 
 
-def _index_of(ctx: Context, known: ScheduleRecord, epoch: int) -> int:
+def index_at(state: Base, genesis: Genesis, time_ms: int) -> int:
+    """The price index at an instant, if nothing more is settled until then, in ppm."""
+    known = _schedule(state, genesis)
+    return _index_of(state.params().prices, genesis, known, _epoch_at(genesis, time_ms))
+
+
+def _index_of(prices: PriceParams, genesis: Genesis, known: ScheduleRecord, epoch: int) -> int:
     if epoch <= known.epoch:
         return known.index_ppm
-    prices = ctx.params.prices
     after = economics.next_index_ppm(
         known.index_ppm,
         used=known.used_mflop,
-        target=max(prices.capacity_gflops * ctx.genesis.epoch_ms // economics.PEAK, 1),
+        target=max(prices.capacity_gflops * genesis.epoch_ms // economics.PEAK, 1),
         change_ppm=prices.change_ppm,
         ceiling_ppm=prices.ceiling_ppm,
     )
@@ -72,12 +83,12 @@ def _open_epoch(ctx: Context, epoch: int) -> EpochRecord:
     found = ctx.layer.find(EpochRecord, epoch_key(epoch))
     if found is not None:
         return found
-    known, rate = schedule(ctx), ctx.params.rewards.lambda_ppb
+    known, rate = _schedule(ctx.layer, ctx.genesis), ctx.params.rewards.lambda_ppb
     starts_ms = ctx.genesis.timestamp_ms + epoch * ctx.genesis.epoch_ms
     ends_ms = starts_ms + ctx.genesis.epoch_ms
     update: dict[str, int] = {
         "epoch": epoch,
-        "index_ppm": _index_of(ctx, known, epoch),
+        "index_ppm": _index_of(ctx.params.prices, ctx.genesis, known, epoch),
         "used_mflop": 0,
     }
     if rate != known.lambda_ppb:
@@ -152,7 +163,7 @@ def record_work(
     pool, part = _weigh(ctx, pool, part, standing.reputation_ppm)
     ctx.layer.put(pool)
     ctx.layer.put(part)
-    known = schedule(ctx)
+    known = _schedule(ctx.layer, ctx.genesis)
     used = min(known.used_mflop + mflop, _LIMIT)
     ctx.layer.put(known.model_copy(update={"used_mflop": used}))
 
