@@ -131,6 +131,8 @@ class RewardParams(Noun):
         gamma_floor_ppm: γ at no reputation.
         tau_ms2: τ, the variance of a node's latency at which its work counts nothing, ms².
         credit_wei_per_pflop: what must be paid for a petaFLOP to count; 0: nothing.
+        node_gflops: the fastest a node is believed to be, 10⁹ operations a second: its work in an
+            epoch counts up to that (an H100 does about a petaFLOP a second in 16 bits).
         challenge_ms: how long a settled output can be challenged, and what was paid for it is
             locked: long enough to repeat one execution.
     """
@@ -141,6 +143,7 @@ class RewardParams(Noun):
     gamma_floor_ppm: Ppm = 500_000
     tau_ms2: Annotated[int, Field(ge=1, le=10**12, strict=True)] = 30_000**2
     credit_wei_per_pflop: Annotated[Wei, Field(le=10**24)] = 10**15
+    node_gflops: Annotated[int, Field(ge=1, le=10**9, strict=True)] = 1_000_000
     challenge_ms: Annotated[int, Field(ge=0, le=7 * _DAY_MS, strict=True)] = 10 * _MINUTE_MS
 
 

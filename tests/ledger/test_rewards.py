@@ -253,6 +253,21 @@ def test_no_more_work_counts_than_was_paid_for() -> None:
     assert work.part(NODE).mflop == PRICE * 10**9 // 10**15
 
 
+def test_no_node_is_believed_to_be_faster_than_the_bound() -> None:
+    params = Params(fees=FREE, rewards=RewardParams(node_gflops=1))
+    work = Work(make_genesis(params=params))
+    work.offer(NODE)
+    most = HOUR  # a gigaFLOP a second for an hour, in megaFLOP
+    work.execute(flops=3 * TERA)
+    assert work.part(NODE).mflop == 3 * 10**6 < most
+    work.execute(flops=TERA)
+    work.execute(flops=TERA)
+    assert work.part(NODE).mflop == most
+    assert work.state.account(NODE.address).standing.mflop == most
+    schedule = work.state.find(ScheduleRecord, ScheduleRecord.prefix)
+    assert schedule is not None and schedule.used_mflop == most
+
+
 def test_a_rejection_lowers_the_weight_of_work_already_done() -> None:
     work = Work()
     work.offer(NODE)

@@ -140,21 +140,23 @@ def record_work(
     """
     params = ctx.params
     mflop = economics.credited_mflop(flop, paid_wei, params.rewards.credit_wei_per_pflop)
-    account = ctx.account(node)
-    standing = account.standing.at(ctx.now_ms, params.staking.half_life_ms).with_accepted(mflop)
-    ctx.layer.put(
-        account.model_copy(update={"standing": standing, "accepted": account.accepted + 1})
-    )
     epoch = epoch_of(ctx, ctx.now_ms)
     pool = _open_epoch(ctx, epoch)
     part = ctx.layer.find(NodeEpochRecord, node_epoch_key(node, epoch))
     if part is None:
         part = NodeEpochRecord(node=node, epoch=epoch)
         pool = pool.model_copy(update={"nodes": pool.nodes + 1})
+    most = params.rewards.node_gflops * ctx.genesis.epoch_ms  # a gigaFLOP a second, in megaFLOP
+    mflop = min(mflop, max(most - part.mflop, 0))
+    account = ctx.account(node)
+    standing = account.standing.at(ctx.now_ms, params.staking.half_life_ms).with_accepted(mflop)
+    ctx.layer.put(
+        account.model_copy(update={"standing": standing, "accepted": account.accepted + 1})
+    )
     latency = part.latency if wait_ms is None else part.latency.with_sample(wait_ms)
     part = part.model_copy(
         update={
-            "mflop": min(part.mflop + mflop, _LIMIT),
+            "mflop": part.mflop + mflop,
             "waits": latency.count,
             "total_ms": latency.total_ms,
             "squares_ms2": latency.squares_ms2,
