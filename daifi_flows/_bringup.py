@@ -121,7 +121,13 @@ def bring_up(
         )
         stack.callback(_kill, hosts)
         find = functools.partial(named_hosts, _SEATS, namespace, settings.seat_hosts)
-        ledger = RayLedger.start(home.ledger, genesis, RayCertifier(find, committee), resources=pin)
+        ledger = RayLedger.start(
+            home.ledger,
+            genesis,
+            RayCertifier(find, committee),
+            builder=Account.load(home.keys / "builder"),
+            resources=pin,
+        )
         stack.callback(lambda: run_sync(ledger.close()))
         buyer = Account.load(home.keys / "buyer")
         mesh = run_sync(
@@ -191,7 +197,6 @@ def _genesis(home: Home, settings: Settings, committee: Committee) -> Genesis:
             (Account.load(home.keys / "operator").address, OPERATOR_FUNDS_WEI),
         ],
         committee=committee,
-        proposer=Account.load(home.keys / "proposer").address,
         treasury=Account.load(home.keys / "treasury").address,
     )
     write_atomic(path, genesis.canonical())

@@ -35,8 +35,10 @@ __all__ = [
     "BlsKey",
     "aggregate_bls",
     "check_possession",
+    "load_secret",
     "open_box",
     "recover_address",
+    "save_secret",
     "seal_box",
     "verify_bls",
     "verify_bls_aggregate",
@@ -74,7 +76,7 @@ class Account:
         Raises:
             KeyMaterialError: the file is there but is not 32 bytes in hex.
         """
-        return cls(_load_secret(path))
+        return cls(load_secret(path))
 
     @cached_property
     def _key(self) -> EthPrivateKey:
@@ -104,13 +106,29 @@ class Account:
         return f"Account({self.address})"
 
 
-def _load_secret(path: Path) -> bytes:
+def save_secret(path: Path, secret: bytes) -> None:
+    """Write 32 bytes as a key file (mode 0600), in one step; what was there is replaced."""
+    temporary = _write_secret(path, secret)
+    temporary.replace(path)
+
+
+def _write_secret(path: Path, secret: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(secret.hex() + "\n")
+    return temporary
+
+
+def load_secret(path: Path) -> bytes:
+    """Read the 32 bytes of the key file at ``path``; a new one gets random bytes (mode 0600).
+
+    Raises:
+        KeyMaterialError: the file is there but is not 32 bytes in hex.
+    """
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.write(secrets.token_hex(32) + "\n")
+        temporary = _write_secret(path, secrets.token_bytes(32))
         try:
             os.link(temporary, path)  # loses quietly to a concurrent creator: theirs is used
         except FileExistsError:
@@ -165,7 +183,7 @@ class BlsKey:
         Raises:
             KeyMaterialError: the file is there but cannot be used.
         """
-        return cls.from_seed(_load_secret(path))
+        return cls.from_seed(load_secret(path))
 
     @cached_property
     def _key(self) -> Any:

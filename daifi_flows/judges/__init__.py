@@ -6,6 +6,7 @@ Public names; the Ray side (``SeatHost``, ``CommitteeClient``, ``RayCertifier``)
 
 from __future__ import annotations
 
+from daifi_flows.judges._blocks import BlockValidator
 from daifi_flows.judges._committee import (
     Complaint,
     Evidence,
@@ -16,7 +17,7 @@ from daifi_flows.judges._committee import (
 )
 from daifi_flows.judges._judge import Comparable, Judge
 from daifi_flows.judges._messages import HostLost, Subject
-from daifi_flows.judges._office import BlockValidator, SeatOffice
+from daifi_flows.judges._office import SeatOffice
 from daifi_flows.judges._panel import JUDGES, PRIORS, LogisticMap, Opinion, Panel
 from daifi_flows.judges._report import ReviewReport, SeatReport
 from daifi_flows.judges._seat import Finding, SeatKeys, combined_ppm, decide, make_committee

@@ -21,7 +21,7 @@ from daifi_flows.errors import CommitteeError
 __all__ = ["Entry", "Journal"]
 
 KEPT_HEIGHTS: Final = 64
-"""Block hashes kept per ledger and seat; below them nothing is signed any more."""
+"""Heights remembered per ledger and seat; below them nothing is signed any more."""
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS review (
@@ -33,9 +33,17 @@ CREATE TABLE IF NOT EXISTS vote (
   seat INTEGER NOT NULL, task BLOB NOT NULL, proof TEXT NOT NULL, vote BLOB NOT NULL,
   PRIMARY KEY (seat, task, proof)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS block (
-  seat INTEGER NOT NULL, ledger BLOB NOT NULL, height INTEGER NOT NULL, hash BLOB NOT NULL,
+CREATE TABLE IF NOT EXISTS approval (
+  seat INTEGER NOT NULL, ledger BLOB NOT NULL, height INTEGER NOT NULL, round INTEGER NOT NULL,
+  hash BLOB NOT NULL, PRIMARY KEY (seat, ledger, height)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS skip (
+  seat INTEGER NOT NULL, ledger BLOB NOT NULL, height INTEGER NOT NULL, round INTEGER NOT NULL,
   PRIMARY KEY (seat, ledger, height)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS proposal (
+  seat INTEGER NOT NULL, ledger BLOB NOT NULL, height INTEGER NOT NULL, round INTEGER NOT NULL,
+  hash BLOB NOT NULL, PRIMARY KEY (seat, ledger, height, round)
 ) WITHOUT ROWID;
 """
 
@@ -131,38 +139,93 @@ class Journal:
             )
 
     def may_sign_block(
-        self, seats: Sequence[int], ledger: bytes, height: int, digest: bytes
+        self, seats: Sequence[int], ledger: bytes, height: int, round: int, digest: bytes
     ) -> tuple[int, ...]:
         """Record the block for the seats that may sign it, and return them.
 
-        A seat signs one hash a height; the same hash again is the same statement.
+        A seat signs one hash a height and round, none of a round it has passed over, and none of an
+        earlier round than one it signed. The same hash again is the same statement. Whoever
+        calls this for a later round has checked that a quorum passed over the earlier ones.
         """
         with self._transaction() as db:
-            signed = dict(
-                db.execute(
-                    "SELECT seat, hash FROM block WHERE ledger = ? AND height = ?",
-                    (ledger, height),
-                )
-            )
+            signed = self._at(db, "SELECT seat, round, hash FROM approval", ledger, height)
+            passed = self._at(db, "SELECT seat, round FROM skip", ledger, height)
             newest = dict(
                 db.execute(
-                    "SELECT seat, MAX(height) FROM block WHERE ledger = ? GROUP BY seat", (ledger,)
+                    "SELECT seat, MAX(height) FROM approval WHERE ledger = ? GROUP BY seat",
+                    (ledger,),
                 )
             )
             fresh = [
                 seat
                 for seat in seats
-                if seat not in signed and height > newest.get(seat, -1) - KEPT_HEIGHTS
+                if (seat not in signed or round > signed[seat][0])
+                and (seat not in passed or round > passed[seat][0])
+                and height > newest.get(seat, -1) - KEPT_HEIGHTS
             ]
             db.executemany(
-                "INSERT INTO block VALUES (?, ?, ?, ?)",
-                [(seat, ledger, height, digest) for seat in fresh],
+                "INSERT OR REPLACE INTO approval VALUES (?, ?, ?, ?, ?)",
+                [(seat, ledger, height, round, digest) for seat in fresh],
             )
+            for table in ("approval", "skip", "proposal"):
+                db.executemany(
+                    f"DELETE FROM {table} WHERE seat = ? AND ledger = ? AND height <= ?",  # noqa: S608
+                    [(seat, ledger, height - 2 * KEPT_HEIGHTS) for seat in fresh],
+                )
+        return tuple(
+            seat
+            for seat in seats
+            if seat in fresh or (seat in signed and signed[seat][1] == digest)
+        )
+
+    def may_skip(
+        self, seats: Sequence[int], ledger: bytes, height: int, round: int
+    ) -> tuple[int, ...]:
+        """Record that seats pass over the proposers of a height up to ``round``; those that may.
+
+        A seat that signed a block of such a round stays with it.
+        """
+        with self._transaction() as db:
+            signed = self._at(db, "SELECT seat, round, hash FROM approval", ledger, height)
+            passed = self._at(db, "SELECT seat, round FROM skip", ledger, height)
+            able = [seat for seat in seats if seat not in signed or signed[seat][0] > round]
             db.executemany(
-                "DELETE FROM block WHERE seat = ? AND ledger = ? AND height <= ?",
-                [(seat, ledger, height - 2 * KEPT_HEIGHTS) for seat in fresh],
+                "INSERT OR REPLACE INTO skip VALUES (?, ?, ?, ?)",
+                [
+                    (seat, ledger, height, round)
+                    for seat in able
+                    if seat not in passed or passed[seat][0] < round
+                ],
             )
-        return tuple(seat for seat in seats if seat in fresh or signed.get(seat) == digest)
+        return tuple(able)
+
+    def passed(self, seats: Sequence[int], ledger: bytes, height: int) -> int | None:
+        """The highest round of a height that one of these seats passed over."""
+        rows = self._read(
+            "SELECT seat, round FROM skip WHERE ledger = ? AND height = ?", (ledger, height)
+        )
+        return max((round for seat, round in rows if seat in seats), default=None)
+
+    def may_propose(self, seat: int, ledger: bytes, height: int, round: int, digest: bytes) -> bool:
+        """Record the header that a drawn seat proposes: one a height and round, for ever."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO proposal VALUES (?, ?, ?, ?, ?)",
+                (seat, ledger, height, round, digest),
+            )
+            rows = db.execute(
+                "SELECT hash FROM proposal WHERE seat = ? AND ledger = ? AND height = ? "
+                "AND round = ?",
+                (seat, ledger, height, round),
+            ).fetchall()
+        return rows == [(digest,)]
+
+    @staticmethod
+    def _at(
+        db: sqlite3.Connection, select: str, ledger: bytes, height: int
+    ) -> dict[int, tuple[Any, ...]]:
+        rows = db.execute(f"{select} WHERE ledger = ? AND height = ?", (ledger, height))
+        return {row[0]: row[1:] for row in rows}
 
     def _read(self, query: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
         try:

@@ -23,6 +23,7 @@ __all__ = [
     "CertifyReply",
     "CommitReply",
     "HostLost",
+    "ProposeReply",
     "RevealReply",
     "SeatTransport",
     "SignReply",
@@ -113,12 +114,38 @@ class CertifyReply:
     """A host's answer about one block.
 
     Attributes:
-        partials: seat index and signature over ``QuorumCertificate.message``.
+        partials: seat index and signature over what was asked (``QuorumCertificate.message``, or
+            ``skip_message``).
+        shares: seat index and share of the signature that gives the next block's beacon.
         needs_from: the host's replica lags: it needs the certified blocks from this height on.
-        refused: why the host will never sign this block.
+        passed: highest round that its seats passed over, of the block asked about.
+        block: a block its seats signed on top of the one asked about, not final yet.
+        wait_s: the host will not agree before this many seconds have passed; ask again then.
+        refused: why the host will never agree.
     """
 
     partials: tuple[tuple[int, bytes], ...] = ()
+    shares: tuple[tuple[int, bytes], ...] = ()
+    needs_from: int | None = None
+    passed: int | None = None
+    block: bytes = b""
+    wait_s: float | None = None
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class ProposeReply:
+    """A host's answer to an offer of headers for one of its seats to sign.
+
+    Attributes:
+        block_hash: of the header it chose, with the seat's ``signature`` as proposer.
+        absent: the seat is not here.
+        needs_from, refused: as in :class:`CertifyReply`.
+    """
+
+    block_hash: bytes = b""
+    signature: bytes = b""
+    absent: bool = False
     needs_from: int | None = None
     refused: str | None = None
 
@@ -148,6 +175,18 @@ class SeatTransport(Protocol):
 
     async def certify(self, header: bytes, block: bytes) -> CertifyReply:
         """Check and sign one block of the ledger."""
+        ...
+
+    async def propose(self, seat: int, offer: bytes) -> ProposeReply:
+        """Have a drawn seat sign the best header on offer."""
+        ...
+
+    async def resume(self, header: bytes) -> CertifyReply:
+        """Shares of the beacon that follows a final block, and what was said of the next."""
+        ...
+
+    async def skip(self, parent: bytes, round: int) -> CertifyReply:
+        """Pass over the proposers of the block after ``parent`` up to ``round``."""
         ...
 
     async def provide_blocks(self, blocks: Sequence[bytes]) -> int:

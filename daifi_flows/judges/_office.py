@@ -7,25 +7,24 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 from daifi_flows.cnft import (
-    BlockHeader,
     Committee,
-    QuorumCertificate,
     ReviewRequest,
     Vote,
     VoteCommit,
     VoteReveal,
 )
 from daifi_flows.encoding import canonical, decode_canonical, keccak256
-from daifi_flows.errors import CommitteeError, DaifiError, EncodingError
+from daifi_flows.errors import CommitteeError, EncodingError
+from daifi_flows.judges._blocks import BlockOffice, BlockValidator
 from daifi_flows.judges._byzantine import traitors
 from daifi_flows.judges._committee import ReviewState, check_committee
 from daifi_flows.judges._journal import Entry, Journal
 from daifi_flows.judges._messages import (
     CertifyReply,
     CommitReply,
+    ProposeReply,
     RevealReply,
     SignReply,
     Subject,
@@ -34,25 +33,12 @@ from daifi_flows.judges._panel import Panel
 from daifi_flows.judges._seat import Finding, SeatKeys, decide
 from daifi_flows.proofs import Claim, Outcome, Reference, Verdict, verify_proof
 
-__all__ = ["MAX_MESSAGE_BYTES", "BlockValidator", "SeatOffice", "decode_list", "encode_list"]
+__all__ = ["MAX_MESSAGE_BYTES", "SeatOffice", "decode_list", "encode_list"]
 
 MAX_MESSAGE_BYTES = 4096
 """Largest commit or reveal of a seat: a reason of 500 characters is at most 2,000 bytes."""
 
 _log = logging.getLogger(__name__)
-
-
-class BlockValidator(Protocol):
-    """What checks blocks for the seats; the ledger's replica is one."""
-
-    def check(self, block: bytes) -> bytes:
-        """Hash to sign, after re-executing the block. Raises a DaifiError: with
-        ``details["from_height"]`` when earlier blocks are missing, else for good."""
-        ...
-
-    def catch_up(self, blocks: Sequence[bytes]) -> Any:
-        """Apply certified blocks, each with its certificate."""
-        ...
 
 
 def encode_list(items: Sequence[bytes]) -> bytes:
@@ -116,14 +102,14 @@ class SeatOffice:
         self._traitors = traitors(self.keys, byzantine or {})
         self._honest = {i: keys for i, keys in self.keys.items() if i not in self._traitors}
         self._reference_factory = reference_factory
-        self._validator_factory = validator_factory
         self._reference: Reference | None = None
-        self._validator: BlockValidator | None = None
         self._reviewing = threading.Lock()
-        self._certifying = threading.Lock()
         self._workdir = workdir
         self._panel = panel or Panel()
         self._journal = Journal(workdir / "seats.sqlite")
+        self._blocks = BlockOffice(
+            committee, self.keys, self._traitors, self._journal, validator_factory
+        )
 
     @property
     def seats(self) -> tuple[int, ...]:
@@ -277,45 +263,24 @@ class SeatOffice:
     # Blocks of the ledger
 
     def certify(self, header_bytes: bytes, block: bytes) -> CertifyReply:
-        """Check a block on this machine's replica and sign its hash, one hash a height."""
-        header = BlockHeader.from_canonical(header_bytes, max_bytes=MAX_MESSAGE_BYTES)
-        try:
-            with self._certifying:
-                digest = self._get_validator().check(block)
-        except DaifiError as error:
-            needed = error.details.get("from_height")
-            if isinstance(needed, int):
-                return CertifyReply(needs_from=needed)
-            return CertifyReply(refused=str(error))
-        if digest != header.digest:
-            return CertifyReply(refused="the block's hash is not its header's")
-        able = self._journal.may_sign_block(
-            tuple(self._honest), header.ledger_id, header.height, digest
-        )
-        message = QuorumCertificate.message(digest)
-        partials = [(index, self.keys[index].bls.sign(message)) for index in able]
-        for index, traitor in self._traitors.items():
-            if traitor.behaviour != "silent":  # a wrong signature, dropped by the ledger
-                partials.append((index, self.keys[index].bls.sign(b"byzantine" + digest)))
-        refused = None if partials else f"another block of height {header.height} was signed here"
-        return CertifyReply(tuple(partials), refused=refused)
+        """See :meth:`BlockOffice.certify`."""
+        return self._blocks.certify(header_bytes, block)
+
+    def propose(self, seat: int, offer: bytes) -> ProposeReply:
+        """See :meth:`BlockOffice.propose`."""
+        return self._blocks.propose(seat, offer)
+
+    def resume(self, header_bytes: bytes) -> CertifyReply:
+        """See :meth:`BlockOffice.resume`."""
+        return self._blocks.resume(header_bytes)
+
+    def skip(self, parent_bytes: bytes, round: int) -> CertifyReply:
+        """See :meth:`BlockOffice.skip`."""
+        return self._blocks.skip(parent_bytes, round)
 
     def provide_blocks(self, blocks: Sequence[bytes]) -> int:
-        """Bring the replica up to date with certified blocks.
-
-        Raises:
-            DaifiError: a block or its certificate is wrong.
-        """
-        with self._certifying:
-            self._get_validator().catch_up(blocks)
-        return len(blocks)
-
-    def _get_validator(self) -> BlockValidator:
-        if self._validator is None:
-            if self._validator_factory is None:
-                raise CommitteeError("this seat host was started without a block validator")
-            self._validator = self._validator_factory()
-        return self._validator
+        """See :meth:`BlockOffice.provide_blocks`."""
+        return self._blocks.provide_blocks(blocks)
 
     # Life
 
@@ -328,9 +293,7 @@ class SeatOffice:
 
     def warm_blocks(self) -> None:
         """Make the block validator, where there is one."""
-        if self._validator_factory is not None:
-            with self._certifying:
-                self._get_validator()
+        self._blocks.warm()
 
     def close(self) -> None:
         """Close the journal."""

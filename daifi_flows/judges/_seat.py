@@ -18,10 +18,12 @@ from daifi_flows.cnft import (
     VoteCommit,
     VoteReveal,
 )
+from daifi_flows.encoding import tagged_hash
 from daifi_flows.judges._messages import Subject
 from daifi_flows.judges._panel import Opinion
-from daifi_flows.keys import Account, BlsKey
+from daifi_flows.keys import Account, BlsKey, load_secret, save_secret
 from daifi_flows.proofs import Outcome, Verdict
+from daifi_flows.threshold import deal
 
 __all__ = ["Finding", "SeatKeys", "decide", "make_committee"]
 
@@ -97,23 +99,28 @@ def _short(text: str) -> str:
 
 @dataclass(frozen=True)
 class SeatKeys:
-    """A seat's secrets: the BLS key it votes with and the account its fees are paid to."""
+    """A seat's secrets: the BLS key it votes with, the account its fees are paid to, and its share
+    of the committee's group key, once one was dealt."""
 
     index: int
     bls: BlsKey
     account: Account
+    share: BlsKey | None = None
 
     @classmethod
     def load(cls, folder: Path, index: int) -> SeatKeys:
-        """Read ``seat-NN.bls`` and ``seat-NN.account`` (mode 0600), creating what is missing.
+        """Read ``seat-NN.bls`` and ``seat-NN.account`` (mode 0600), creating what is missing, and
+        ``seat-NN.share`` where there is one.
 
         Raises:
             KeyMaterialError: a key file is there but cannot be used.
         """
+        share = folder / f"seat-{index:02d}.share"
         return cls(
             index=index,
             bls=BlsKey.load(folder / f"seat-{index:02d}.bls"),
             account=Account.load(folder / f"seat-{index:02d}.account"),
+            share=BlsKey(load_secret(share)) if share.exists() else None,
         )
 
     def seat(self) -> Seat:
@@ -123,6 +130,7 @@ class SeatKeys:
             public=self.bls.public,
             possession=self.bls.prove_possession(),
             account=self.account.address,
+            share=self.share.public if self.share is not None else None,
         )
 
     def salt(self, subject: Subject) -> bytes:
@@ -167,12 +175,24 @@ class SeatKeys:
 def make_committee(folder: Path, n: int = 21, epoch: int = 0) -> Committee:
     """The committee whose secrets lie in ``folder``; missing keys are created.
 
-    This is for one operator who runs every seat. Seats of different operators each keep their
-    own folder and publish :meth:`SeatKeys.seat`.
+    This is for one operator who runs every seat, and so is the trusted dealer of the group key
+    (its seed is ``dealer``, mode 0600). Seats of different operators each keep their own folder
+    and publish :meth:`SeatKeys.seat`.
 
     Raises:
         KeyMaterialError: a key file is there but cannot be used.
     """
-    return Committee(
-        epoch=epoch, seats=tuple(SeatKeys.load(folder, index).seat() for index in range(n))
+    keys = [SeatKeys.load(folder, index) for index in range(n)]
+    committee = Committee(epoch=epoch, seats=tuple(each.seat() for each in keys))
+    seed = tagged_hash(
+        "daifi/group/1", {"seed": load_secret(folder / "dealer"), "epoch": epoch, "seats": n}
     )
+    dealing = deal(seed, n, committee.quorum)
+    for each, secret in zip(keys, dealing.secrets, strict=True):
+        if each.share != secret:
+            save_secret(folder / f"seat-{each.index:02d}.share", secret.secret)
+    seats = tuple(
+        seat.model_copy(update={"share": share})
+        for seat, share in zip(committee.seats, dealing.shares, strict=True)
+    )
+    return Committee(epoch=epoch, seats=seats, group_key=dealing.group_key)

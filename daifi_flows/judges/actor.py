@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -15,16 +15,18 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from daifi_flows.cnft import Attestation, BlockHeader, Committee, ReviewRequest
 from daifi_flows.errors import CommitteeError, DaifiError
-from daifi_flows.judges._certifier import BlockCertifier
+from daifi_flows.judges._blocks import BlockValidator
+from daifi_flows.judges._certifier import BlockCertifier, History
 from daifi_flows.judges._client import ReviewClient
 from daifi_flows.judges._messages import (
     CertifyReply,
     CommitReply,
     HostLost,
+    ProposeReply,
     RevealReply,
     SignReply,
 )
-from daifi_flows.judges._office import BlockValidator, SeatOffice
+from daifi_flows.judges._office import SeatOffice
 from daifi_flows.judges._report import ReviewReport
 from daifi_flows.proofs import Reference
 
@@ -99,6 +101,18 @@ class SeatHost:
     async def certify(self, header: bytes, block: bytes) -> CertifyReply:
         """Check and sign one block."""
         return await self._in(self._blocks, self._office.certify, header, block)
+
+    async def propose(self, seat: int, offer: bytes) -> ProposeReply:
+        """Have a drawn seat sign the best header on offer."""
+        return await self._in(self._blocks, self._office.propose, seat, offer)
+
+    async def resume(self, header: bytes) -> CertifyReply:
+        """Shares of the beacon that follows a final block, and what was said of the next."""
+        return await self._in(self._blocks, self._office.resume, header)
+
+    async def skip(self, parent: bytes, round: int) -> CertifyReply:
+        """Pass over silent proposers."""
+        return await self._in(self._blocks, self._office.skip, parent, round)
 
     async def provide_blocks(self, blocks: Sequence[bytes]) -> int:
         """Bring the replica up to date."""
@@ -205,6 +219,18 @@ class RaySeats:
         """One block."""
         return await _answer(self.handle.certify.remote(header, block), ROUND_TIMEOUT_S)
 
+    async def propose(self, seat: int, offer: bytes) -> ProposeReply:
+        """Proposer's signature; one that does not come soon is not waited for."""
+        return await _answer(self.handle.propose.remote(seat, offer), ROUND_TIMEOUT_S)
+
+    async def resume(self, header: bytes) -> CertifyReply:
+        """Beacon shares, and what was said of the next block."""
+        return await _answer(self.handle.resume.remote(header), ROUND_TIMEOUT_S)
+
+    async def skip(self, parent: bytes, round: int) -> CertifyReply:
+        """Agreement to pass over proposers."""
+        return await _answer(self.handle.skip.remote(parent, round), ROUND_TIMEOUT_S)
+
     async def provide_blocks(self, blocks: Sequence[bytes]) -> int:
         """Certified history."""
         return await _answer(self.handle.provide_blocks.remote(blocks), CATCH_UP_TIMEOUT_S)
@@ -289,15 +315,31 @@ class RayCertifier:
         self._certifier: BlockCertifier | None = None
 
     async def certify(
-        self,
-        header: BlockHeader,
-        block: bytes,
-        history: Callable[[int], Awaitable[Sequence[bytes]]],
+        self, header: BlockHeader, block: bytes, history: History
+    ) -> Sequence[tuple[int, bytes, bytes]]:
+        """See :meth:`BlockCertifier.certify`."""
+        return await self._reach().certify(header, block, history)
+
+    async def propose(self, seat: int, offer: bytes, history: History) -> tuple[bytes, bytes]:
+        """See :meth:`BlockCertifier.propose`."""
+        return await self._reach().propose(seat, offer, history)
+
+    async def resume(
+        self, header: BlockHeader, history: History
+    ) -> tuple[Sequence[tuple[int, bytes]], Sequence[int], Sequence[bytes]]:
+        """See :meth:`BlockCertifier.resume`."""
+        return await self._reach().resume(header, history)
+
+    async def skip(
+        self, parent: BlockHeader, round: int, history: History
     ) -> Sequence[tuple[int, bytes]]:
-        """Partial signatures over the block's hash; see :class:`BlockCertifier`."""
+        """See :meth:`BlockCertifier.skip`."""
+        return await self._reach().skip(parent, round, history)
+
+    def _reach(self) -> BlockCertifier:
         if self._certifier is None:
             hosts = self._hosts() if callable(self._hosts) else self._hosts
             self._certifier = BlockCertifier(
                 [RaySeats(host) for host in hosts], self._committee, timeout_s=self._timeout_s
             )
-        return await self._certifier.certify(header, block, history)
+        return self._certifier

@@ -104,12 +104,14 @@ class Slot:
     Attributes:
         beacon: of the new block.
         proposer: account of the seat drawn for this round.
+        seat: its index.
     """
 
     parent: BlockHeader
     beacon: bytes
     round: int
     proposer: str
+    seat: int = 0
 
 
 def bid_fault(slot: Slot, bid: Bid, balance_wei: int) -> str | None:
@@ -235,7 +237,7 @@ class Auction:
             return self  # bodies are not signed: anyone may have sent this one
         return replace(self, body=tuple(transactions))
 
-    def next_round(self, proposer: str) -> Auction:
+    def next_round(self, slot: Slot) -> Auction:
         """The round is over without a block: the next drawn proposer is asked.
 
         A builder that had won and did not show its body is barred at this height.
@@ -247,7 +249,6 @@ class Auction:
                 FaultKind.WITHHELD, builder, "the body was not shown in time", self.bids[builder]
             )
             state = replace(state, barred=self.barred | {builder})
-        slot = replace(self.slot, round=self.slot.round + 1, proposer=proposer)
         return replace(state, slot=slot, bids={}, proposal=None, body=None)
 
     def _fault(self, kind: FaultKind, who: str, why: str, evidence: Noun) -> Auction:

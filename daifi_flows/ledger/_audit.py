@@ -104,7 +104,7 @@ def _replay(store: Store) -> AuditReport:
             if not certificate_valid(machine.committee, after.header.digest, row.certificate):
                 raise _wrong(store, row.height, "its certificate does not verify")
             _index(row, txs, marks)
-            after.layer.merge_down()
+            after.apply()
             head, trie, parent = after.header, after.trie, row.certificate
             history = after.history
             nodes += after.nodes

@@ -17,10 +17,11 @@ from daifi_flows.cnft import (
     Receipt,
     TxReceipt,
 )
-from daifi_flows.errors import EncodingError, LedgerError, TransactionRefused
-from daifi_flows.keys import verify_bls_aggregate
+from daifi_flows.errors import LedgerError, TransactionRefused
+from daifi_flows.ledger._auction import Slot
 from daifi_flows.ledger._machine import BlockEnv, Machine
-from daifi_flows.ledger._params import Genesis
+from daifi_flows.ledger._records import ZERO_ADDRESS
+from daifi_flows.ledger._seal import Seal, check_seal, open_slot, quorum_signed
 from daifi_flows.ledger._state import Base, Layer, MemoryBase
 from daifi_flows.ledger._trie import Trie
 from daifi_flows.ledger._tx import parse_transaction
@@ -29,6 +30,7 @@ from daifi_flows.merkle import MountainRange, leaf_hash, merkle_proofs, merkle_r
 __all__ = [
     "MAX_BLOCK_BYTES",
     "MAX_BLOCK_TXS",
+    "MAX_BODY_BYTES",
     "Block",
     "Candidate",
     "CertifiedBlock",
@@ -40,8 +42,11 @@ __all__ = [
 ]
 
 MAX_BLOCK_TXS: Final = 512
+MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+"""Most that a builder puts into one block: MAX_BLOCK_TXS usual transactions, or three of the
+largest batches."""
 MAX_BLOCK_BYTES: Final = 40 * 1024 * 1024
-"""More than MAX_BLOCK_TXS transactions of the largest size take."""
+"""Largest block parsed from a stranger."""
 
 
 class Block(Noun):
@@ -53,6 +58,7 @@ class Block(Noun):
 
     header: BlockHeader
     transactions: Annotated[tuple[Raw, ...], Field(max_length=MAX_BLOCK_TXS)]
+    seal: Seal
     justify: QuorumCertificate | None = None
 
 
@@ -70,6 +76,9 @@ class Candidate:
     header: BlockHeader
     receipts: tuple[TxReceipt, ...]
     layer: Layer
+    """The state after the transactions."""
+    paid: Layer
+    """On top of it, the builder's payment to the proposer."""
     trie: Trie
     history: MountainRange
     """All receipts so far, this block's included."""
@@ -77,6 +86,11 @@ class Candidate:
     """What this block adds to the stored hashes of the history."""
     entries: dict[bytes, bytes | None] = field(repr=False)
     """State entries it changed, encoded; absent: removed."""
+
+    def apply(self) -> None:
+        """Move its changes into the state it was executed on."""
+        self.paid.merge_down()
+        self.layer.merge_down()
 
 
 def genesis_header(machine: Machine) -> tuple[BlockHeader, MemoryBase, Trie]:
@@ -92,7 +106,10 @@ def genesis_header(machine: Machine) -> tuple[BlockHeader, MemoryBase, Trie]:
         receipt_root=merkle_root([]),
         state_root=trie.root,
         timestamp_ms=genesis.timestamp_ms,
-        proposer=genesis.proposer,
+        proposer=ZERO_ADDRESS,
+        builder=ZERO_ADDRESS,
+        beacon=bytes(32),
+        round=0,
         epoch=genesis.committee.epoch,
         committee=genesis.committee.digest,
         history_root=MountainRange().root,
@@ -102,18 +119,27 @@ def genesis_header(machine: Machine) -> tuple[BlockHeader, MemoryBase, Trie]:
 
 
 def build(
-    genesis: Genesis,
-    parent: BlockHeader,
+    slot: Slot,
     trie: Trie,
     history: MountainRange,
     layer: Layer,
     *,
+    builder: str,
+    bid_wei: int,
     transactions: Sequence[bytes],
     receipts: Sequence[TxReceipt],
     timestamp_ms: int,
 ) -> Candidate:
-    """Close a block whose transactions were executed on ``layer`` over the parent's state."""
-    entries = layer.encoded_changes()
+    """Close a block whose transactions were executed on ``layer`` over the parent's state.
+
+    The bid is paid after them, out of what the builder then has.
+
+    Raises:
+        LedgerError: the builder has less than that.
+    """
+    parent, paid = slot.parent, Layer(layer)
+    _pay(paid, builder, slot.proposer, bid_wei)
+    entries = layer.encoded_changes() | paid.encoded_changes()
     after = trie.update(entries)
     leaves = [leaf_hash(receipt.canonical()) for receipt in receipts]
     history, nodes = history.append(leaves)
@@ -125,13 +151,29 @@ def build(
         receipt_root=root_of_hashes(leaves),
         state_root=after.root,
         timestamp_ms=timestamp_ms,
-        proposer=genesis.proposer,
-        epoch=genesis.committee.epoch,
+        proposer=slot.proposer,
+        builder=builder,
+        beacon=slot.beacon,
+        round=slot.round,
+        epoch=parent.epoch,
         committee=parent.committee,
         history_root=history.root,
         history_size=history.size,
     )
-    return Candidate(header, tuple(receipts), layer, after, history, nodes, entries)
+    return Candidate(header, tuple(receipts), layer, paid, after, history, nodes, entries)
+
+
+def _pay(layer: Layer, builder: str, proposer: str, bid_wei: int) -> None:
+    payer = layer.account(builder)
+    if payer.balance_wei < bid_wei:
+        raise LedgerError(
+            f"builder {builder} bid {bid_wei} wei and holds {payer.balance_wei} after its block"
+        )
+    if bid_wei and builder != proposer:
+        payee = layer.account(proposer)
+        for account, moved_wei in ((payer, -bid_wei), (payee, bid_wei)):
+            balance_wei = account.balance_wei + moved_wei
+            layer.put(account.model_copy(update={"balance_wei": balance_wei}))
 
 
 def reexecute(
@@ -152,6 +194,9 @@ def reexecute(
         raise LedgerError(f"block {header.height} is dated before its parent: do not sign it")
     if not block.transactions:
         raise LedgerError(f"block {header.height} is empty: do not sign it")
+    committee, seal = machine.committee, block.seal
+    slot = open_slot(committee, parent, base, seal.beacon, header.round)
+    check_seal(committee, slot, header, seal)
     layer = Layer(base)
     env = BlockEnv(header.timestamp_ms, parent.height + 1)
     receipts: list[TxReceipt] = []
@@ -164,11 +209,12 @@ def reexecute(
                 f"transaction {index} of block {header.height} breaks a rule: {error}"
             ) from error
     candidate = build(
-        machine.genesis,
-        parent,
+        slot,
         trie,
         history,
         layer,
+        builder=header.builder,
+        bid_wei=seal.bid_wei,
         transactions=block.transactions,
         receipts=receipts,
         timestamp_ms=header.timestamp_ms,
@@ -189,15 +235,7 @@ def certificate_valid(
     committee: Committee, block_hash: bytes, certificate: QuorumCertificate
 ) -> bool:
     """Whether a quorum of the committee signed this block hash."""
-    try:
-        seats = committee.signers(certificate.signers)
-    except EncodingError:
-        return False
-    return len(seats) >= committee.quorum and verify_bls_aggregate(
-        [seat.public for seat in seats],
-        QuorumCertificate.message(block_hash),
-        certificate.signature,
-    )
+    return quorum_signed(committee, certificate, QuorumCertificate.message(block_hash))
 
 
 def inclusions(

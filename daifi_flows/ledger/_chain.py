@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 from daifi_flows.cnft import BlockHeader, QuorumCertificate, TxReceipt
 from daifi_flows.errors import LedgerCorrupted, LedgerUnavailable, TransactionRefused
+from daifi_flows.ledger._auction import Slot
 from daifi_flows.ledger._blocks import (
     MAX_BLOCK_TXS,
+    MAX_BODY_BYTES,
     Block,
     Candidate,
     build,
@@ -21,16 +24,18 @@ from daifi_flows.ledger._blocks import (
 )
 from daifi_flows.ledger._machine import BlockEnv, Machine
 from daifi_flows.ledger._params import Genesis
+from daifi_flows.ledger._seal import Seal, open_slot
 from daifi_flows.ledger._state import Base, Layer
 from daifi_flows.ledger._store import Mark, Row
 from daifi_flows.ledger._trie import Trie
 from daifi_flows.ledger._tx import parse_transaction
 from daifi_flows.merkle import MountainRange
 
-__all__ = ["Chain", "Pending"]
+__all__ = ["Chain", "Dropped", "Pending"]
 
-MAX_PENDING_TXS = 10_000
-"""Back-pressure: above this the ledger asks callers to wait."""
+MAX_PENDING_TXS: Final = 10_000
+MAX_PENDING_BYTES: Final = 128 * 1024 * 1024
+"""Back-pressure: above these the ledger asks callers to wait."""
 
 
 @dataclass
@@ -45,6 +50,16 @@ class Pending:
     candidate: Candidate | None = None
     """Set when the block is closed; nothing is added after that."""
     proposal: bytes = b""
+    size: int = 0
+    """Bytes of all its transactions."""
+    """The canonical block, once a proposer has signed its header."""
+
+
+class Dropped(NamedTuple):
+    """A transaction that was accepted, and is refused on top of the block that came before it."""
+
+    tx: bytes
+    why: TransactionRefused
 
 
 class Chain:
@@ -105,6 +120,7 @@ class Chain:
             ) from error
         header = row.block.header
         env = BlockEnv(header.timestamp_ms, header.height)
+        candidate.paid.merge_down()
         block = Pending(candidate.layer, env, candidate=candidate)
         block.proposal = row.raw
         for raw, receipt in zip(row.block.transactions, candidate.receipts, strict=True):
@@ -114,6 +130,7 @@ class Chain:
     def _record(self, block: Pending, raw: bytes, receipt: TxReceipt) -> None:
         tx = parse_transaction(raw)
         block.raw.append(raw)
+        block.size += len(raw)
         block.receipts.append(receipt)
         for mark in tx.marks():
             block.marks[mark] = Mark(receipt.tx, tx.intent())
@@ -141,7 +158,11 @@ class Chain:
             raise LedgerUnavailable(
                 f"{MAX_PENDING_TXS} transactions wait for certificates; try again later"
             )
-        block = self._filling(now_ms)
+        if sum(block.size for block in self.pending) + len(raw) > MAX_PENDING_BYTES:
+            raise LedgerUnavailable(
+                f"{MAX_PENDING_BYTES} bytes of transactions wait for certificates; try again later"
+            )
+        block = self._filling(now_ms, len(raw))
         try:
             receipt = self.machine.execute(block.layer, tx, block.env, size=len(raw))
         except TransactionRefused:
@@ -158,9 +179,14 @@ class Chain:
         self._record(block, raw, receipt)
         return tx_id
 
-    def _filling(self, now_ms: int) -> Pending:
+    def _filling(self, now_ms: int, size: int) -> Pending:
         last = self.pending[-1] if self.pending else None
-        if last is None or last.candidate is not None or len(last.raw) >= MAX_BLOCK_TXS:
+        if (
+            last is None
+            or last.candidate is not None
+            or len(last.raw) >= MAX_BLOCK_TXS
+            or last.size + size > MAX_BODY_BYTES
+        ):
             return self._fresh(now_ms)
         return last
 
@@ -175,33 +201,99 @@ class Chain:
         if self.pending and not self.pending[-1].raw:
             self.pending.pop()
 
-    def propose(self) -> tuple[Pending, bool]:
-        """Close the oldest pending block; whether it is new (not journaled yet)."""
+    def slot(self, beacon: bytes, round: int) -> Slot:
+        """Who proposes the block after the head, by the group's signature over it."""
+        return open_slot(self.machine.committee, self.head, self.base, beacon, round)
+
+    def close(self, slot: Slot, builder: str, bid_wei: int) -> Candidate:
+        """Close the oldest pending block for a slot: its header names who was drawn.
+
+        Until it is sealed it can be closed again, for a later round.
+
+        Raises:
+            LedgerError: the builder holds less than it bids.
+        """
         block = self.pending[0]
-        if block.candidate is not None:
-            return block, False
+        assert not block.proposal, "a sealed block stays as it is"
         block.candidate = build(
-            self.machine.genesis,
-            self.head,
+            slot,
             self.trie,
             self.history,
             block.layer,
+            builder=builder,
+            bid_wei=bid_wei,
             transactions=block.raw,
             receipts=block.receipts,
             timestamp_ms=block.env.timestamp_ms,
         )
+        return block.candidate
+
+    def seal(self, seal: Seal, now_ms: int) -> list[Dropped]:
+        """Give the closed block what makes it a proposal.
+
+        When its builder paid for it, what came after was executed without that payment, and is
+        executed again.
+
+        Returns:
+            Later transactions that are refused now.
+        """
+        block = self.pending[0]
+        assert block.candidate is not None, "only a closed block can be sealed"
         block.proposal = Block(
             header=block.candidate.header,
             transactions=tuple(block.raw),
+            seal=seal,
             justify=self.certificate,
         ).canonical()
-        return block, True
+        if not block.candidate.paid.changes:
+            return []
+        block.candidate.paid.merge_down()
+        return self._repeat_after(1, now_ms)
+
+    def supplant(self, foreign: Block, raw: bytes, now_ms: int) -> list[Dropped]:
+        """Put another builder's sealed block in front of everything that is pending here.
+
+        Returns:
+            Transactions that are refused on top of it.
+
+        Raises:
+            LedgerError: it does not follow from the head; nothing changed.
+        """
+        candidate = reexecute(self.machine, self.head, self.trie, self.history, self.base, foreign)
+        candidate.paid.merge_down()
+        header = foreign.header
+        block = Pending(candidate.layer, BlockEnv(header.timestamp_ms, header.height))
+        block.candidate, block.proposal = candidate, raw
+        self.pending.appendleft(block)
+        for each, receipt in zip(foreign.transactions, candidate.receipts, strict=True):
+            self._record(block, each, receipt)
+        return self._repeat_after(1, now_ms)
+
+    def _repeat_after(self, kept: int, now_ms: int) -> list[Dropped]:
+        """Execute again what is pending after the first blocks."""
+        later = [self.pending.pop() for _ in range(len(self.pending) - kept)][::-1]
+        first = {receipt.tx for block in self.pending for receipt in block.receipts}
+        dropped: list[Dropped] = []
+        again = [
+            (raw, receipt.tx)
+            for block in later
+            for raw, receipt in zip(block.raw, block.receipts, strict=True)
+            if receipt.tx not in first
+        ]
+        for _, tx_id in again:
+            self.queued.pop(tx_id, None)
+        for raw, tx_id in again:
+            try:
+                self.add(raw, now_ms)
+            except TransactionRefused as error:
+                dropped.append(Dropped(tx_id, error))
+        return dropped
 
     def finalise(self, certificate: QuorumCertificate) -> Pending:
         """Make the oldest pending block final."""
         block = self.pending.popleft()
         assert block.candidate is not None, "only a closed block can be certified"
-        block.layer.merge_down()
+        block.candidate.apply()
         if self.pending:
             self.pending[0].layer.parent = self.base
         self.head = block.candidate.header

@@ -13,12 +13,14 @@ from daifi_flows.errors import LedgerError
 from daifi_flows.keys import check_possession
 from daifi_flows.ledger._economics import Fault
 from daifi_flows.ledger._records import ZERO_ADDRESS, Record
+from daifi_flows.threshold import shares_sound
 
 __all__ = [
     "MAX_SLASH_PPM",
     "Allocation",
     "FeeParams",
     "Genesis",
+    "LeaseParams",
     "Params",
     "ParamsRecord",
     "PriceParams",
@@ -27,6 +29,7 @@ __all__ = [
     "SlashingParams",
     "StakingParams",
     "TaskParams",
+    "TokenParams",
 ]
 
 MAX_SLASH_PPM: Final = 500_000
@@ -188,6 +191,37 @@ class TaskParams(Noun):
     """How long after its deadline a committed task can still be settled before it may expire."""
 
 
+class TokenParams(Noun):
+    """What a token's sale and reuse cost.
+
+    Attributes:
+        royalty_ppm: part of each sale that a new token's payees share; fixed when it is minted.
+        lineage_ppm: part of that royalty for who owns the parents then; the creator's is the
+            rest.
+        sale_ppm: part of each sale for the treasury.
+        reuse_ppm: what a flash attest costs where the owner has not said, as a part of what the
+            execution cost.
+    """
+
+    royalty_ppm: Annotated[int, Field(ge=0, le=PPM // 10, strict=True)] = 25_000
+    lineage_ppm: Ppm = 500_000
+    sale_ppm: Annotated[int, Field(ge=0, le=PPM // 10, strict=True)] = 10_000
+    reuse_ppm: Ppm = 100_000
+
+
+class LeaseParams(Noun):
+    """What leases cost.
+
+    Attributes:
+        credit_ppm: fee on borrowed money (Aave v2's flash-loan premium), rounded up.
+        capacity_ppm: part of leased capacity's price that the node gets at once; it is not given
+            back when the tasks are cancelled, so that nobody empties an offer for nothing.
+    """
+
+    credit_ppm: Annotated[int, Field(ge=1, le=PPM // 10, strict=True)] = 900
+    capacity_ppm: Annotated[int, Field(ge=0, le=PPM, strict=True)] = 10_000
+
+
 class Params(Noun):
     """All that governance may change, by group; each field's type is its hard bound."""
 
@@ -198,6 +232,8 @@ class Params(Noun):
     rewards: RewardParams = RewardParams()
     prices: PriceParams = PriceParams()
     rollup: RollupParams = RollupParams()
+    tokens: TokenParams = TokenParams()
+    leases: LeaseParams = LeaseParams()
 
     @model_validator(mode="after")
     def _check_windows(self) -> Self:
@@ -227,7 +263,7 @@ class Genesis(Noun):
     """Everything a chain starts from. Its hash is the ledger's id, so that nobody can present
     the same id with other funds, seats or rules.
 
-    ``proposer`` names who builds blocks; ``treasury`` is the payee written in receipts for the
+    ``treasury`` is the payee written in receipts for the
     treasury's share (the money itself is held apart from balances).
     """
 
@@ -236,7 +272,6 @@ class Genesis(Noun):
     allocations: Annotated[tuple[Allocation, ...], Field(max_length=100_000)]
     committee: Committee
     params: Params = Params()
-    proposer: Address = ZERO_ADDRESS
     treasury: Address = ZERO_ADDRESS
     epoch_ms: Annotated[int, Field(ge=_SECOND_MS, le=30 * _DAY_MS, strict=True)] = 60 * _MINUTE_MS
     """Length of an epoch of emission; the first starts at ``timestamp_ms``."""
@@ -252,7 +287,6 @@ class Genesis(Noun):
         allocations: Sequence[tuple[str, int]],
         committee: Committee,
         params: Params | None = None,
-        proposer: str = ZERO_ADDRESS,
         treasury: str = ZERO_ADDRESS,
         epoch_ms: int = 60 * _MINUTE_MS,
         emission_wei: int | None = None,
@@ -272,7 +306,6 @@ class Genesis(Noun):
                 ],
                 "committee": committee,
                 "params": params if params is not None else Params(),
-                "proposer": proposer,
                 "treasury": treasury,
                 "epoch_ms": epoch_ms,
                 "emission_wei": emission_wei,
@@ -301,7 +334,8 @@ class Genesis(Noun):
 
         Raises:
             LedgerError: allocations repeat an address or overflow, seats are not numbered in
-                order, share a key, or lack a valid proof of possession.
+                order, share a key, or lack a valid proof of possession; or the committee's group
+                key is not shared among them.
         """
         addresses = {item.address for item in self.allocations}
         if len(addresses) != len(self.allocations):
@@ -321,3 +355,14 @@ class Genesis(Noun):
                     f"seat {seat.index} of the genesis committee has no valid proof of "
                     "possession of its BLS key"
                 )
+        shares = tuple(seat.share for seat in seats if seat.share is not None)
+        group_key = self.committee.group_key
+        if (
+            group_key is None
+            or len(shares) != len(seats)
+            or not shares_sound(group_key, shares, self.committee.quorum)
+        ):
+            raise LedgerError(
+                "the genesis committee has no group key shared among all of its seats, a quorum of "
+                "whom makes its signature; deal one: without it blocks have no beacon"
+            )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from daifi_flows.cnft import PPM, beacon_message
@@ -47,19 +48,20 @@ def beacon_of(signature: bytes) -> bytes:
     return keccak256(signature)
 
 
+@lru_cache(maxsize=256)  # a validator sees it with the offer and again with the block
 def beacon_valid(group_key: bytes, parent: bytes, signature: bytes) -> bool:
     """Whether this is the group's signature over the parent's hash."""
     return verify_bls(group_key, beacon_message(parent), signature)
 
 
-def proposer_weight(flops: int, reputation_ppm: int) -> int:
+def proposer_weight(mflop: int, reputation_ppm: int) -> int:
     """Weight of a validator: verified compute × reputation (white paper, 2.2 and 2.3).
 
     Args:
-        flops: floating-point operations of its executions that the committee accepted.
+        mflop: work of its executions that the committee accepted, megaFLOP.
         reputation_ppm: posterior mean of its reputation, 0 to 1,000,000.
     """
-    return flops * min(max(reputation_ppm, 0), PPM)
+    return mflop * min(max(reputation_ppm, 0), PPM)
 
 
 def draw_proposer(beacon: bytes, height: int, round: int, weights: Sequence[int]) -> Draw:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from daifi_flows.cnft import QuorumCertificate
+from daifi_flows.cnft import BlockHeader, QuorumCertificate
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import EncodingError, LedgerError, OutOfSync
+from daifi_flows.ledger._auction import Bid, best_bid, bid_fault
 from daifi_flows.ledger._blocks import (
     MAX_BLOCK_BYTES,
     Block,
@@ -19,6 +20,7 @@ from daifi_flows.ledger._blocks import (
 )
 from daifi_flows.ledger._machine import Machine
 from daifi_flows.ledger._params import Genesis
+from daifi_flows.ledger._seal import MAX_BIDS, Offer, check_turn, open_slot
 from daifi_flows.merkle import MountainRange
 
 __all__ = ["Replica"]
@@ -26,6 +28,7 @@ __all__ = ["Replica"]
 MAX_CLOCK_DRIFT_MS: Final = 60_000
 """How far ahead of a validator's clock a block may be dated: else a proposer could expire
 tasks at will."""
+_MAX_OFFER_BYTES: Final = 4096 * (MAX_BIDS + 1)
 
 
 class Replica:
@@ -35,8 +38,9 @@ class Replica:
         clock: Unix milliseconds; blocks dated more than a minute ahead of it are refused.
             Without one, any date not before the parent's is taken.
 
-    It signs one block a height and never another, for as long as it lives. After a restart it is
-    at genesis again and catches up from certified blocks. Not thread-safe.
+    It signs one block a height and round, and never one of an earlier round than it signed, for as
+    long as it lives. After a restart it is at genesis again and catches up from certified blocks.
+    Not thread-safe.
     """
 
     def __init__(self, genesis: Genesis, clock: Callable[[], int] | None = None) -> None:
@@ -58,7 +62,8 @@ class Replica:
 
         Raises:
             OutOfSync: earlier blocks are missing, ``details["from_height"]`` on.
-            LedgerError: the block breaks a rule, or another block was signed at its height.
+            LedgerError: the block breaks a rule, or another block was signed at its height in
+                this round or a later one.
         """
         if self._signed is not None and block == self._signed_bytes:
             return self._signed.header.digest
@@ -68,23 +73,87 @@ class Replica:
             if header.height >= 1 and self._hashes[header.height] == header.digest:
                 return header.digest
             raise LedgerError(f"block {header.height} conflicts with the final one; refused")
-        if header.height == self.height + 2 and self._signed is not None:
-            self._advance(parsed.justify)
-        if header.height > self.height + 1:
-            raise OutOfSync(
-                f"blocks {self.height + 1} to {header.height - 1} are needed before "
-                f"{header.height} can be checked",
-                from_height=self.height + 1,
-            )
+        self._reach(header.height, parsed.justify)
         if self._signed is not None:
             if self._signed.header.digest == header.digest:
                 return header.digest
-            raise LedgerError(f"another block {header.height} was signed already; refused")
-        if self._clock is not None and header.timestamp_ms > self._clock() + MAX_CLOCK_DRIFT_MS:
-            raise LedgerError(f"block {header.height} is dated in the future; refused")
+            # A later round shows that a quorum passed over the earlier: what was signed is dead.
+            if self._signed.header.round >= header.round:
+                raise LedgerError(f"another block {header.height} was signed already; refused")
+        self._check_date(header)
         self._signed = self._execute(parsed)
         self._signed_bytes = block
         return header.digest
+
+    def choose(self, offer: bytes, account: str) -> BlockHeader:
+        """The best of the headers on offer, for the drawn proposer ``account`` to sign blind.
+
+        Raises:
+            OutOfSync: earlier blocks are missing, ``details["from_height"]`` on.
+            LedgerError: it is not this account's turn, or no bid can win.
+        """
+        try:
+            parsed = Offer.from_canonical(offer, max_bytes=_MAX_OFFER_BYTES)
+        except EncodingError as error:
+            raise LedgerError(f"the offer cannot be read: {error}") from error
+        first = parsed.bids[0].header
+        if first.height <= self.height:
+            raise LedgerError(f"block {first.height} is final already; offer the next")
+        self._reach(first.height, parsed.justify)
+        committee = self._machine.committee
+        slot = open_slot(committee, self._head, self._base, parsed.beacon, first.round)
+        check_turn(committee, self._head, parsed.beacon, first.round, parsed.skip)
+        if slot.proposer != account:
+            raise LedgerError(f"{slot.proposer} is drawn for block {first.height}, not {account}")
+        faults: list[str] = []
+        good: list[Bid] = []
+        for bid in parsed.bids:
+            balance_wei = self._base.account(bid.header.builder).balance_wei
+            if (why := bid_fault(slot, bid, balance_wei)) is not None:
+                faults.append(why)
+            else:
+                self._check_date(bid.header)
+                good.append(bid)
+        best = best_bid(slot, good)
+        if best is None:
+            raise LedgerError(f"no bid for block {first.height} can win: {faults[0]}")
+        return best.header
+
+    def confirm(self, header: BlockHeader) -> None:
+        """Check that a block is the newest that is final here, or was signed here on top of it.
+
+        Raises:
+            OutOfSync: it is newer, or another than the one signed here.
+            LedgerError: it is older, or conflicts with the final one.
+        """
+        newest = self._signed.header if self._signed is not None else self._head
+        if header.digest in (newest.digest, self._head.digest):
+            return
+        if header.height <= self.height:
+            raise LedgerError(f"block {header.height} is not the newest here; refused")
+        raise OutOfSync(f"block {header.height} is not known here", from_height=self.height + 1)
+
+    def signed_after(self, header: BlockHeader) -> bytes:
+        """The block on top of this one that :meth:`check` last gave out, not final; or nothing."""
+        signed = self._signed
+        if signed is None or signed.header.parent != header.digest:
+            return b""
+        return self._signed_bytes
+
+    def _reach(self, height: int, justify: QuorumCertificate | None) -> None:
+        """Come to the parent of ``height``, by its certificate."""
+        if height == self.height + 2 and self._signed is not None:
+            self._advance(justify)
+        if height > self.height + 1:
+            raise OutOfSync(
+                f"blocks {self.height + 1} to {height - 1} are needed before {height} can be "
+                "checked",
+                from_height=self.height + 1,
+            )
+
+    def _check_date(self, header: BlockHeader) -> None:
+        if self._clock is not None and header.timestamp_ms > self._clock() + MAX_CLOCK_DRIFT_MS:
+            raise LedgerError(f"block {header.height} is dated in the future; refused")
 
     def _execute(self, block: Block) -> Candidate:
         return reexecute(self._machine, self._head, self._trie, self._history, self._base, block)
@@ -103,7 +172,7 @@ class Replica:
         self._adopt(signed)
 
     def _adopt(self, candidate: Candidate) -> None:
-        candidate.layer.merge_down()
+        candidate.apply()
         self._head, self._trie = candidate.header, candidate.trie
         self._history = candidate.history
         self._hashes.append(candidate.header.digest)

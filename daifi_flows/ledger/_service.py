@@ -10,10 +10,10 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from daifi_flows.cnft import (
     Attestation,
@@ -29,11 +29,13 @@ from daifi_flows.errors import (
     TransactionRefused,
 )
 from daifi_flows.history import HistoryProof
+from daifi_flows.keys import Account
 from daifi_flows.ledger._blocks import CertifiedBlock, certificate_valid, inclusions
-from daifi_flows.ledger._certifier import Certifier, collect
+from daifi_flows.ledger._certifier import Certifier, Collected, collect
 from daifi_flows.ledger._chain import Chain, Pending
 from daifi_flows.ledger._economics import surged_wei
 from daifi_flows.ledger._params import Genesis, Params
+from daifi_flows.ledger._proposing import BuilderPort, Proposing
 from daifi_flows.ledger._records import (
     AccountRecord,
     LedgerHealth,
@@ -50,6 +52,8 @@ from daifi_flows.ledger._tx.tasks import Settle
 from daifi_flows.merkle import MountainRange, mountain_proof
 
 __all__ = ["LedgerService"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _HISTORY: Final = 256
@@ -72,6 +76,9 @@ class LedgerService:
         path: the SQLite file, created with ``genesis`` when it is not there.
         certifier: carries blocks to the seats.
         clock: Unix milliseconds, for block timestamps.
+        builder: signs this service's blocks as their builder; a fresh key when absent.
+        bid_wei: what the builder pays the drawn proposer for each block.
+        builders: other builders, asked to bid for each block too.
         certify_timeout_s: how long one round of asking the seats may take.
         wait_timeout_s: how long :meth:`wait` waits for a certificate before it says so.
 
@@ -85,6 +92,9 @@ class LedgerService:
         certifier: Certifier,
         *,
         clock: Callable[[], int] = _wall_clock_ms,
+        builder: Account | None = None,
+        bid_wei: int = 0,
+        builders: Sequence[BuilderPort] = (),
         certify_timeout_s: float = 75.0,
         wait_timeout_s: float = 20.0,
     ) -> None:
@@ -93,6 +103,14 @@ class LedgerService:
         self.ledger_id = genesis.ledger_id
         self._certifier = certifier
         self._clock = clock
+        self._proposing = Proposing(
+            certifier,
+            self.history,
+            builder=builder if builder is not None else Account.create(),
+            bid_wei=bid_wei,
+            builders=builders,
+            clock=clock,
+        )
         self._certify_timeout_s = certify_timeout_s
         self._wait_timeout_s = wait_timeout_s
         self._waiters: dict[bytes, asyncio.Future[None]] = {}
@@ -266,12 +284,15 @@ class LedgerService:
             self._stop(LedgerError(f"the ledger stopped ({error}); start it again and report this"))
 
     async def _make_final(self) -> None:
-        block, new = self._chain.propose()
+        new = not self._chain.pending[0].proposal
+        if new:
+            await self._propose()
+        block = self._chain.pending[0]
         assert block.candidate is not None
         height = block.candidate.header.height
         if new:
             await self._write(self._store.journal, block.proposal, height, block.receipts)
-        certificate = await self._certify(block)
+        certificate, beacon = await self._certify(block)
         txs = [receipt.tx for receipt in block.receipts]
         await self._write(
             self._store.finalise,
@@ -284,6 +305,7 @@ class LedgerService:
             block.candidate.nodes,
         )
         self._chain.finalise(certificate)
+        self._proposing.learn(block.candidate.header.digest, beacon)
         self._remember(height, inclusions(block.candidate.header, certificate, block.receipts))
         for tx in txs:
             if (waiter := self._waiters.pop(tx, None)) is not None and not waiter.done():
@@ -293,29 +315,41 @@ class LedgerService:
         # Shielded: a cancelled caller must not leave a write half known.
         await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writer, write, *args))
 
-    async def _certify(self, block: Pending) -> QuorumCertificate:
+    async def _propose(self) -> None:
+        """Have a block proposed; tell callers whose transactions it leaves out."""
+        height = self._chain.head.height + 1
+        dropped = await self._insist(
+            f"block {height} is not proposed yet", lambda: self._proposing.prepare(self._chain)
+        )
+        for tx, why in dropped:
+            if (waiter := self._waiters.pop(tx, None)) is not None and not waiter.done():
+                waiter.set_exception(why)
+                waiter.exception()  # nobody may be waiting: do not warn about it
+
+    async def _certify(self, block: Pending) -> Collected:
         """Ask until a quorum signs: a journaled block is never given up."""
         assert block.candidate is not None
-        header = block.candidate.header
+        header, committee = block.candidate.header, self.genesis.committee
+        return await self._insist(
+            f"block {header.height} is not certified yet",
+            lambda: collect(self._certifier, committee, header, block.proposal, self.history),
+        )
+
+    async def _insist(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask the seats until there is an answer."""
         attempt = 0
         while True:
             try:
                 async with asyncio.timeout(self._certify_timeout_s):
-                    certificate = await collect(
-                        self._certifier,
-                        self.genesis.committee,
-                        header,
-                        block.proposal,
-                        self.history,
-                    )
+                    answer = await ask()
             except Exception as error:  # whatever a certifier raises, the block stays
                 self._stalled = str(error) or type(error).__name__
-                _log.warning("block %d is not certified yet: %s", header.height, self._stalled)
+                _log.warning("%s: %s", what, self._stalled)
                 await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
                 attempt += 1
             else:
                 self._stalled = ""
-                return certificate
+                return answer
 
     def _stop(self, error: LedgerError) -> None:
         error.details["stopped"] = True  # no use in asking again

@@ -25,6 +25,7 @@ from daifi_flows.cnft import (
     Receipt,
 )
 from daifi_flows.errors import DaifiError, LedgerUnavailable
+from daifi_flows.keys import Account
 from daifi_flows.ledger._certifier import Certifier
 from daifi_flows.ledger._client import LedgerClient, patiently
 from daifi_flows.ledger._params import Genesis, Params
@@ -66,8 +67,11 @@ class LedgerActor:
     and not an endless restart.
     """
 
-    def __init__(self, path: str, genesis: Genesis, certifier: Certifier) -> None:
-        self._service = LedgerService(path, genesis, certifier)
+    def __init__(
+        self, path: str, genesis: Genesis, certifier: Certifier, builder: bytes | None = None
+    ) -> None:
+        account = Account(builder) if builder is not None else None
+        self._service = LedgerService(path, genesis, certifier, builder=account)
         self._opening = asyncio.Lock()
         self._open = False
 
@@ -193,6 +197,7 @@ class RayLedger(LedgerClient):
         genesis: Genesis,
         certifier: Certifier,
         *,
+        builder: Account | None = None,
         name: str | None = None,
         namespace: str | None = None,
         resources: dict[str, float] | None = None,
@@ -200,8 +205,8 @@ class RayLedger(LedgerClient):
     ) -> RayLedger:
         """Start the actor (restarted for ever when its process dies, never detached).
 
-        ``resources`` pins it to the machine that has the file. Returns at once; the file is
-        opened by the first call.
+        ``builder`` signs its blocks (a fresh key when absent); ``resources`` pins it to the
+        machine that has the file. Returns at once; the file is opened by the first call.
 
         Raises:
             LedgerUnavailable: an actor of this name exists already.
@@ -218,7 +223,9 @@ class RayLedger(LedgerClient):
         options = {key: value for key, value in options.items() if value is not None}
         remote = cast(Any, ray.remote(LedgerActor))
         try:
-            handle = remote.options(**options).remote(str(path), genesis, certifier)
+            handle = remote.options(**options).remote(
+                str(path), genesis, certifier, builder.secret if builder is not None else None
+            )
         except ValueError as error:
             raise LedgerUnavailable(
                 f"a ledger actor named {name!r} is already running on this cluster"

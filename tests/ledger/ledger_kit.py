@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from daifi_flows.cnft import (
     Attestation,
@@ -20,14 +21,22 @@ from daifi_flows.cnft import (
     TaskSpec,
     Usage,
     attestation_message,
+    beacon_message,
     proof_digest,
+    proposal_digest,
+    skip_message,
 )
 from daifi_flows.encoding import cid_of, keccak256
-from daifi_flows.errors import OutOfSync
+from daifi_flows.errors import CommitteeError, OutOfSync
 from daifi_flows.keys import Account, BlsKey, aggregate_bls
 from daifi_flows.ledger import Genesis, Params, Replica
+from daifi_flows.ledger._auction import Bid, Proposal
+from daifi_flows.ledger._blocks import Block
 from daifi_flows.ledger._certifier import History
 from daifi_flows.ledger._params import FeeParams
+from daifi_flows.threshold import deal
+
+T = TypeVar("T")
 
 DAI = 10**18
 T0 = 1_700_000_000_000
@@ -38,16 +47,25 @@ NODE = Account.from_seed(b"node")
 OTHER = Account.from_seed(b"other node")
 STRANGER = Account.from_seed(b"stranger")
 TREASURY = Account.from_seed(b"treasury")
+BUILDER = Account.from_seed(b"builder")
 
 FREE = FeeParams(fee_per_byte_wei=0)
 """Most tests count prices; those of fees say so."""
 
+DEALING = deal(b"the dealer of the tests".ljust(32), 21, 14)
 COMMITTEE = Committee(
     epoch=1,
     seats=tuple(
-        Seat(index=i, public=key.public, possession=key.prove_possession(), account=payee.address)
-        for i, (key, payee) in enumerate(zip(SEAT_KEYS, SEAT_ACCOUNTS, strict=True))
+        Seat(
+            index=i,
+            public=key.public,
+            possession=key.prove_possession(),
+            account=SEAT_ACCOUNTS[i].address,
+            share=DEALING.shares[i],
+        )
+        for i, key in enumerate(SEAT_KEYS)
     ),
+    group_key=DEALING.group_key,
 )
 
 
@@ -63,7 +81,6 @@ def make_genesis(salt: bytes = bytes(32), params: Params | None = None) -> Genes
         ],
         committee=COMMITTEE,
         params=params if params is not None else Params(fees=FREE),
-        proposer=Account.from_seed(b"proposer").address,
         treasury=TREASURY.address,
     )
 
@@ -148,6 +165,16 @@ def info_of(node: Account, price_wei: int = DAI) -> NodeInfo:
     )
 
 
+def reseal(block: Block, signer: Account = BUILDER, **header: object) -> Block:
+    """The block with another header, signed again by its builder and its proposer."""
+    changed = block.header.model_copy(update=header)
+    seats = {account.address: account for account in SEAT_ACCOUNTS}
+    bid = Bid.sign(changed, block.seal.bid_wei, signer)
+    proposal = Proposal.sign(changed, seats.get(changed.proposer, BUYER))
+    seal = block.seal.model_copy(update={"builder": bid.signature, "proposer": proposal.signature})
+    return block.model_copy(update={"header": changed, "seal": seal})
+
+
 @dataclass
 class SeatsHere:
     """A certifier whose seats live in this process, over one replica. Picklable before use."""
@@ -156,21 +183,68 @@ class SeatsHere:
     seats: Sequence[int] = range(21)
     replica: Replica | None = None
     asked: list[int] = field(default_factory=list)
+    silent: set[int] = field(default_factory=set)
+    """Seats that propose nothing."""
+    proposed: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    """The one header signed at each height and round."""
+    passed: dict[int, int] = field(default_factory=dict)
+    """The highest round passed over, by height."""
 
     async def certify(
         self, header: BlockHeader, block: bytes, history: History
-    ) -> Sequence[tuple[int, bytes]]:
+    ) -> Sequence[tuple[int, bytes, bytes]]:
         self.asked.append(header.height)
+        if self.passed.get(header.height, -1) >= header.round:
+            return []
+        return self.sign(await self._synced(lambda replica: replica.check(block), history))
+
+    def sign(self, digest: bytes) -> list[tuple[int, bytes, bytes]]:
+        message = QuorumCertificate.message(digest)
+        shares = dict(self._shares(digest))
+        return [(i, SEAT_KEYS[i].sign(message), shares[i]) for i in self.seats]
+
+    async def propose(self, seat: int, offer: bytes, history: History) -> tuple[bytes, bytes]:
+        if seat in self.silent or seat not in self.seats:
+            raise CommitteeError(f"seat {seat} is silent")
+        account = SEAT_ACCOUNTS[seat]
+        header = await self._synced(lambda r: r.choose(offer, account.address), history)
+        digest = self.proposed.setdefault((header.height, header.round), header.digest)
+        if digest != header.digest:
+            raise CommitteeError(f"seat {seat} proposed another block")
+        return digest, account.sign(proposal_digest(digest))
+
+    async def resume(
+        self, header: BlockHeader, history: History
+    ) -> tuple[Sequence[tuple[int, bytes]], Sequence[int], Sequence[bytes]]:
+        await self._synced(lambda replica: replica.confirm(header), history)
+        assert self.replica is not None
+        passed = self.passed.get(header.height + 1)
+        block = self.replica.signed_after(header)
+        return (
+            self._shares(header.digest),
+            [] if passed is None else [passed],
+            [block] if block else [],
+        )
+
+    async def skip(
+        self, parent: BlockHeader, round: int, history: History
+    ) -> Sequence[tuple[int, bytes]]:
+        await self._synced(lambda replica: replica.confirm(parent), history)
+        assert self.replica is not None
+        if self.replica.signed_after(parent):
+            return []
+        self.passed[parent.height + 1] = max(self.passed.get(parent.height + 1, 0), round)
+        message = skip_message(parent.digest, round)
+        return [(i, SEAT_KEYS[i].sign(message)) for i in self.seats]
+
+    def _shares(self, digest: bytes) -> list[tuple[int, bytes]]:
+        return [(i, DEALING.secrets[i].sign(beacon_message(digest))) for i in self.seats]
+
+    async def _synced(self, ask: Callable[[Replica], T], history: History) -> T:
         if self.replica is None:
             self.replica = Replica(self.genesis)
         while True:
             try:
-                digest = self.replica.check(block)
-                break
+                return ask(self.replica)
             except OutOfSync as error:
                 self.replica.catch_up(await history(error.details["from_height"]))
-        return self.sign(digest)
-
-    def sign(self, digest: bytes) -> list[tuple[int, bytes]]:
-        message = QuorumCertificate.message(digest)
-        return [(i, SEAT_KEYS[i].sign(message)) for i in self.seats]

@@ -55,6 +55,8 @@ def header_of(on: BlockHeader | None, tx_root: bytes, builder: str, **changes: o
 PARENT = header_of(None, merkle_root([b"t"]), BUILDERS[0].address)
 SLOT = Slot(parent=PARENT, beacon=keccak256(b"beacon"), round=0, proposer=PROPOSER.address)
 
+NEXT_SLOT = replace(SLOT, round=1, proposer=NEXT.address)
+
 
 def bid_of(i: int, bid_wei: int, body: tuple[bytes, ...] | None = None, **changes: object) -> Bid:
     header = header_of(PARENT, merkle_root(body or BODIES[i]), BUILDERS[i].address, **changes)
@@ -224,7 +226,7 @@ def test_a_proposer_cannot_reorder_or_replace_a_body() -> None:
 
 def test_a_builder_that_does_not_show_its_body_is_passed_over() -> None:
     state = auction(*BIDS).add_proposal(Proposal.sign(BIDS[1].header, PROPOSER))
-    state = state.next_round(NEXT.address)
+    state = state.next_round(NEXT_SLOT)
     assert kinds(state) == [FaultKind.WITHHELD] and state.faults[0].who == BUILDERS[1].address
     again = [bid_of(i, 9, round=1, proposer=NEXT.address) for i in (1, 2)]
     for bid in again:
@@ -235,7 +237,7 @@ def test_a_builder_that_does_not_show_its_body_is_passed_over() -> None:
 
 
 def test_a_silent_proposer_costs_no_builder_its_place() -> None:
-    state = auction(*BIDS).next_round(NEXT.address)
+    state = auction(*BIDS).next_round(NEXT_SLOT)
     assert state.faults == () and state.barred == frozenset()
     assert state.slot.round == 1 and state.best is None
     late = Proposal.sign(BIDS[1].header, PROPOSER)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ledger_kit import (
+    BUILDER,
     BUYER,
     COMMITTEE,
     DAI,
@@ -28,6 +29,7 @@ from ledger_kit import (
     make_genesis,
     make_header,
     make_spec,
+    reseal,
 )
 
 from daifi_flows.cnft import BlockHeader, Decision, Receipt, token_id_of
@@ -75,6 +77,7 @@ async def running(
         GENESIS,
         certifier or SeatsHere(GENESIS),  # pyright: ignore
         clock=clock or Clock(),
+        builder=BUILDER,
         **options,  # pyright: ignore
     )
     await service.start()
@@ -241,11 +244,13 @@ class Flaky(SeatsHere):
         good = await super().certify(header, block, history)
         if self.healed:
             # Garbage beside a quorum does not hurt.
-            return [*good[:15], (15, bytes(96)), (16, good[0][1]), (99, good[0][1]), (-1, b"")]
+            one = good[0][1]
+            bad = [(15, bytes(96), b""), (16, one, one), (99, one, one), (-1, b"", b"")]
+            return [*good[:15], *bad]
         turn = len(self.asked) % 3
         if turn == 0:
             raise RuntimeError("a seat host died")
-        return good[:13] if turn == 1 else [*good[:13], (13, good[0][1])]
+        return good[:13] if turn == 1 else [*good[:13], (13, *good[0][1:])]
 
 
 async def test_a_stalled_block_waits_for_its_quorum_and_reads_go_on(tmp_path: Path) -> None:
@@ -393,9 +398,7 @@ async def test_a_replica_refuses_blocks_that_break_rules(tmp_path: Path) -> None
     block = Block.from_canonical(blocks[0])
 
     def changed(**header: object) -> bytes:
-        return block.model_copy(
-            update={"header": block.header.model_copy(update=header)}
-        ).canonical()
+        return reseal(block, **header).canonical()
 
     for wrong in (
         changed(state_root=META),
@@ -404,6 +407,11 @@ async def test_a_replica_refuses_blocks_that_break_rules(tmp_path: Path) -> None
         changed(parent=META),
         changed(ledger_id=META),
         changed(proposer=BUYER.address),
+        changed(builder=BUYER.address),
+        changed(beacon=META),
+        changed(round=1),
+        changed(height=2),
+        changed(history_root=META),
         changed(epoch=2),
         changed(committee=META),
         changed(timestamp_ms=T0 - 1),
