@@ -340,6 +340,7 @@ class NodeInfo(Noun):
     Attributes:
         price_wei: flat price for one step, in wei.
         models: digests of the models it offers; empty: any that its engines load.
+        direct: 1 when buyers may give it tasks that it did not bid for, else 0.
         bls_public: its BLS key, with which it can sit on a committee.
         bls_possession: proof that it holds that key.
     """
@@ -350,6 +351,7 @@ class NodeInfo(Noun):
     engines: tuple[str, ...]
     price_wei: Wei
     models: Annotated[tuple[Bytes32, ...], Field(max_length=256)] = ()
+    direct: Annotated[int, Field(ge=0, le=1, strict=True)] = 1
     bls_public: Bytes48 | None = None
     bls_possession: Bytes96 | None = None
 
@@ -589,6 +591,8 @@ class TxReceipt(Noun):
     """What the sender paid for the transaction itself, to the treasury."""
     task_id: Bytes32 | None = None
     token_id: Bytes32 | None = None
+    of: Bytes32 | None = None
+    """The earlier token that ``token_id`` reuses or repeats."""
     node: Address | None = None
     attestation: Bytes32 | None = None
     """Keccak-256 of the canonical attestation that was applied."""

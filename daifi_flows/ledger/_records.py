@@ -8,16 +8,19 @@ from types import MappingProxyType
 from typing import ClassVar, Final, NamedTuple, Self
 
 from daifi_flows.cnft import (
+    PPM,
     Address,
     Bytes32,
     Cid,
     NodeInfo,
     Noun,
+    Ppm,
     ProofHeader,
     TaskSpec,
     Uint,
     Wei,
 )
+from daifi_flows.ledger._origins import Origin, Share, TokenKind, royalties
 from daifi_flows.ledger._standing import Standing
 from daifi_flows.ledger._tranches import Tranche, matured, total_wei
 
@@ -58,7 +61,8 @@ class Record(Noun):
 
 
 class TaskState(StrEnum):
-    """Where a task stands. Settled, cancelled, unproven and expired are final."""
+    """Where a task stands. Cancelled, unproven, expired and revoked are final, and so is settled
+    once its output can no longer be challenged."""
 
     OPEN = "open"
     ASSIGNED = "assigned"
@@ -67,6 +71,7 @@ class TaskState(StrEnum):
     CANCELLED = "cancelled"
     UNPROVEN = "unproven"
     EXPIRED = "expired"
+    REVOKED = "revoked"
 
 
 class TaskRecord(Record):
@@ -76,6 +81,14 @@ class TaskRecord(Record):
     node is assigned. ``barred`` nodes were rejected and cannot take this task again.
     ``assigned_ms`` and ``answered_ms`` are the blocks' times of assignment and commitment,
     ``settled_ms`` that of settlement; ``earned_wei`` is what settlement paid the node.
+
+    Attributes:
+        bid_ms: how long nodes may bid in each attempt; 0: no auction.
+        reveal_ms: how long they may reveal after that.
+        eta_ms: time to answer that the node promised in its bid; 0: it was assigned directly.
+        bond_wei: part of the node's stake that vouches for this assignment.
+        challenge_until_ms: from then on the output cannot be disputed any more.
+        disputes: how many disputes there were about the output.
     """
 
     prefix: ClassVar[bytes] = b"t"
@@ -94,6 +107,12 @@ class TaskRecord(Record):
     answered_ms: Uint = 0
     settled_ms: Uint = 0
     earned_wei: Wei = 0
+    bid_ms: Uint = 0
+    reveal_ms: Uint = 0
+    eta_ms: Uint = 0
+    bond_wei: Wei = 0
+    challenge_until_ms: Uint = 0
+    disputes: Uint = 0
 
     def key(self) -> bytes:
         return self.prefix + self.task_id
@@ -109,6 +128,8 @@ class AccountRecord(Record):
     Attributes:
         unbonding: unstaked money that a slash still reaches, until it is due.
         locked: earned money that can be taken back until it is due.
+        bonded_wei: part of the stake that vouches for tasks under way and cannot be unstaked. A
+            slash may leave less at stake than this.
         accepted: executions of this node that the committee accepted, ever.
         rejected: executions of this node that the committee rejected, ever.
         standing: the same, fading with time: the ground of its reputation.
@@ -119,6 +140,7 @@ class AccountRecord(Record):
     balance_wei: Wei = 0
     nonce: Uint = 0
     stake_wei: Wei = 0
+    bonded_wei: Wei = 0
     unbonding: tuple[Tranche, ...] = ()
     locked: tuple[Tranche, ...] = ()
     accepted: Uint = 0
@@ -137,6 +159,11 @@ class AccountRecord(Record):
             "unbonding": self.unbonding_wei,
             "locked": self.locked_wei,
         }
+
+    @property
+    def free_stake_wei(self) -> int:
+        """What of the stake vouches for no task."""
+        return max(self.stake_wei - self.bonded_wei, 0)
 
     @property
     def unbonding_wei(self) -> int:
@@ -171,9 +198,27 @@ class AccountRecord(Record):
 
 
 class TokenRecord(Record):
-    """One cNFT. ``content`` is the digest of its bundle's core metadata (of the 160-byte leaf for
-    a leaf of a batch); ``effect`` the digest of what its after-settlement action returned;
-    ``minted_ms`` the time of the block that minted it."""
+    """One cNFT.
+
+    Attributes:
+        task_id: the task it was minted for; of a merged token, the digest of the merge.
+        content: digest of its bundle's core metadata; of a leaf of a batch, of its 160 bytes; of
+            a merged token, of its parents' contents.
+        effect: digest of what its after-settlement action returned.
+        origin: the execution it vouches for; absent where the ledger does not know the spec (a
+            leaf of a batch, a merged token).
+        royalty_ppm: part of each sale's price that the ``payees`` share (ERC-2981).
+        payees: fixed when the token is minted; they add up to one.
+        approved: who may move it beside its owner and the owner's operators.
+        reuse_fee_wei: what its owner asks for a flash attest; absent: the parameters' share of
+            what the execution cost.
+        of: the executed token that a reference token reuses.
+        merged_into: the token this one went into; from then on it cannot move.
+        depth: how many merges are under it.
+        reproductions: nodes that repeated its execution and got the same output.
+        disproven: 1 when its output was proven wrong; it cannot be sold, merged or reused.
+        minted_ms: time of the block that minted it, Unix milliseconds.
+    """
 
     prefix: ClassVar[bytes] = b"n"
     token_id: Bytes32
@@ -182,10 +227,32 @@ class TokenRecord(Record):
     task_id: Bytes32
     content: Bytes32
     effect: Bytes32 | None = None
+    kind: TokenKind = TokenKind.EXECUTED
+    origin: Origin | None = None
+    royalty_ppm: Ppm = 0
+    payees: tuple[Share, ...] = ()
+    approved: Address | None = None
+    reuse_fee_wei: Wei | None = None
+    of: Bytes32 | None = None
+    merged_into: Bytes32 | None = None
+    depth: Uint = 0
+    reproductions: Uint = 0
+    disproven: Uint = 0
     minted_ms: Uint = 0
 
     def key(self) -> bytes:
         return self.prefix + self.token_id
+
+    def royalty_info(self, sale_wei: int) -> tuple[tuple[str, int], ...]:
+        """Who gets how much of a sale (ERC-2981 ``royaltyInfo``, with several receivers)."""
+        parts = royalties(sale_wei, self.royalty_ppm, self.payees)
+        return tuple((share.payee, part) for share, part in zip(self.payees, parts, strict=True))
+
+    def fee_to_reuse_wei(self, reuse_ppm: int) -> int:
+        """What a flash attest of it costs: the owner's price, or a part of the execution's."""
+        if self.reuse_fee_wei is not None:
+            return self.reuse_fee_wei
+        return self.origin.price_wei * reuse_ppm // PPM if self.origin is not None else 0
 
 
 class SupplyReport(Record):

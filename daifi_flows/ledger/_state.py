@@ -11,7 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Final, TypeVar
 
 from daifi_flows.errors import EncodingError, LedgerCorrupted
+from daifi_flows.ledger._bids import AuctionRecord
+from daifi_flows.ledger._disputes import DisputeRecord, OffenceRecord
 from daifi_flows.ledger._epochs import EpochRecord, NodeEpochRecord, ScheduleRecord
+from daifi_flows.ledger._market import ListingRecord
 from daifi_flows.ledger._nodes import BlsKeyRecord
 from daifi_flows.ledger._params import Params, ParamsRecord
 from daifi_flows.ledger._records import (
@@ -23,6 +26,7 @@ from daifi_flows.ledger._records import (
     TokenRecord,
 )
 from daifi_flows.ledger._rollups import ClaimedWord, RollupCount, RollupRecord
+from daifi_flows.ledger._tokens import OperatorRecord, ReproductionRecord
 
 __all__ = [
     "RECORDS",
@@ -46,6 +50,12 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     EpochRecord,
     NodeEpochRecord,
     BlsKeyRecord,
+    AuctionRecord,
+    DisputeRecord,
+    OffenceRecord,
+    ListingRecord,
+    OperatorRecord,
+    ReproductionRecord,
     RollupRecord,
     ClaimedWord,
     RollupCount,

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 from typing import Final
 
-from daifi_flows.ledger._rules import money, nodes, rewards, rollup, tasks
+from daifi_flows.ledger._rules import (
+    bids,
+    disputes,
+    evidence,
+    market,
+    money,
+    nodes,
+    rewards,
+    rollup,
+    tasks,
+    tokens,
+)
 from daifi_flows.ledger._rules._context import BlockEnv, Context, Facts, Rule, refuse
 from daifi_flows.ledger._tx import KINDS, Transaction
 
 __all__ = ["RULES", "BlockEnv", "Context", "Facts", "Rule", "refuse"]
 
 _FAMILIES: Final = (
+    bids,
+    disputes,
+    evidence,
+    market,
     money,
     nodes,
     rewards,
     rollup,
     tasks,
+    tokens,
 )
 RULES: Final[dict[type[Transaction], Rule]] = {
     kind: rule for family in _FAMILIES for kind, rule in family.RULES.items()

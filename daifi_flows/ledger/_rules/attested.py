@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from daifi_flows.cnft import Attestation, Decision, token_id_of
+from daifi_flows.cnft import Attestation, Decision
 from daifi_flows.encoding import keccak256
 from daifi_flows.ledger._economics import Fault, split_price
-from daifi_flows.ledger._records import TaskRecord, TaskState, TokenRecord
+from daifi_flows.ledger._origins import Origin, work_of
+from daifi_flows.ledger._records import TaskRecord, TaskState
+from daifi_flows.ledger._rules._bonds import free_bond
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
+from daifi_flows.ledger._rules._minting import holders_of, mint
 from daifi_flows.ledger._rules._quorum import require_quorum
 from daifi_flows.ledger._rules._stakes import lock, slash
 from daifi_flows.ledger._rules._tasks import refund, reopen, require_state, require_task
@@ -72,7 +75,7 @@ def settle(ctx: Context, tx: Settle) -> Facts:
     seats = check_attestation(ctx, task, tx.attestation, Decision.ACCEPTED)
     assert task.proof is not None, "a committed task has a proof"
     node, price = tx.attestation.node, task.price_wei
-    owners = [token.owner for p in task.spec.parents if (token := layer.token(p)) is not None]
+    owners = holders_of(layer, task.spec.parents)
     split = split_price(
         price,
         seats=len(seats),
@@ -81,6 +84,7 @@ def settle(ctx: Context, tx: Settle) -> Facts:
         royalty_ppm=fees.royalty_ppm,
         treasury_ppm=fees.treasury_ppm,
     )
+    free_bond(ctx, task)
     payments = lock(ctx, node, split.node_wei, "node")
     for seat in seats:
         payments += ctx.credit(seat, split.seat_wei, "committee")
@@ -95,15 +99,21 @@ def settle(ctx: Context, tx: Settle) -> Facts:
         paid_wei=price,
         wait_ms=task.answered_ms - task.assigned_ms,
     )
-    token = TokenRecord(
-        token_id=token_id_of(task.task_id),
+    attested = keccak256(tx.attestation.canonical())
+    token = mint(
+        ctx,
+        task_id=task.task_id,
         owner=task.spec.buyer,
         parents=task.spec.parents,
-        task_id=task.task_id,
         content=tx.metadata,
-        minted_ms=ctx.now_ms,
+        origin=Origin(
+            work=work_of(task.spec),
+            node=node,
+            output_cid=tx.attestation.output_cid,
+            attestation=attested,
+            price_wei=price,
+        ),
     )
-    layer.put(token)
     layer.put(
         task.model_copy(
             update={
@@ -112,6 +122,8 @@ def settle(ctx: Context, tx: Settle) -> Facts:
                 "token_id": token.token_id,
                 "settled_ms": ctx.now_ms,
                 "earned_wei": split.node_wei,
+                "bond_wei": 0,
+                "challenge_until_ms": ctx.now_ms + ctx.params.rewards.challenge_ms,
             }
         )
     )
@@ -119,7 +131,7 @@ def settle(ctx: Context, tx: Settle) -> Facts:
         "task_id": task.task_id,
         "token_id": token.token_id,
         "node": node,
-        "attestation": keccak256(tx.attestation.canonical()),
+        "attestation": attested,
         "content": tx.metadata,
         "payments": payments,
     }

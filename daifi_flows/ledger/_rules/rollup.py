@@ -9,7 +9,7 @@ from daifi_flows.cnft import PPM, Decision, token_id_of
 from daifi_flows.encoding import cid_sha256, keccak256
 from daifi_flows.errors import EncodingError, TransactionRefused
 from daifi_flows.ledger._economics import Fault, split_price, split_slash
-from daifi_flows.ledger._records import ZERO_ADDRESS, TaskState, TokenRecord
+from daifi_flows.ledger._records import ZERO_ADDRESS, TaskState
 from daifi_flows.ledger._rollups import (
     WORD_LEAVES,
     ClaimedWord,
@@ -20,6 +20,7 @@ from daifi_flows.ledger._rollups import (
     word_keys,
 )
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
+from daifi_flows.ledger._rules._minting import mint
 from daifi_flows.ledger._rules._quorum import require_quorum
 from daifi_flows.ledger._rules._work import record_work
 from daifi_flows.ledger._tx import Transaction
@@ -168,15 +169,14 @@ def claim_leaf(ctx: Context, tx: ClaimLeaf) -> Facts:
     }
     record_work(ctx, leaf.node, flop=leaf.flops, paid_wei=leaf.amount_wei)
     if leaf.owner != ZERO_ADDRESS:
-        token = TokenRecord(
-            token_id=token_id,
+        mint(
+            ctx,
+            task_id=leaf.task_id,
             owner=leaf.owner,
             parents=(),
-            task_id=leaf.task_id,
             content=keccak256(tx.proof.leaf),
-            minted_ms=ctx.now_ms,
+            origin=None,
         )
-        ctx.layer.put(token)
         facts["token_id"] = token_id
     return facts
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from daifi_flows.cnft import NodeInfo, Payment, token_id_of
 from daifi_flows.errors import KeyMaterialError, TransactionRefused
 from daifi_flows.keys import recover_address
 from daifi_flows.ledger._economics import surged_wei
 from daifi_flows.ledger._records import TaskRecord, TaskState
 from daifi_flows.ledger._rules import attested
+from daifi_flows.ledger._rules._auctions import award, check_windows, start_auction
+from daifi_flows.ledger._rules._bonds import bond, charged, forfeit_bond
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
 from daifi_flows.ledger._rules._tasks import (
     refund,
@@ -42,8 +45,9 @@ def open_task(ctx: Context, tx: Open) -> Facts:
     spec, layer = tx.spec, ctx.layer
     if spec.buyer != tx.sender:
         refuse("bad-role", f"only the buyer {spec.buyer} can open this task")
-    if layer.task(spec.task_id) is not None:
-        refuse("duplicate", f"task {spec.task_id.hex()} is already open on this ledger")
+    token_id = token_id_of(spec.task_id)
+    if layer.task(spec.task_id) is not None or layer.token(token_id) is not None:
+        refuse("duplicate", f"task {spec.task_id.hex()} is already on this ledger")
     if len(spec.canonical()) > _MAX_SPEC_BYTES:
         refuse("bad-field", f"the task's spec is over {_MAX_SPEC_BYTES} bytes")
     if len(spec.parents) > MAX_PARENTS or len(set(spec.parents)) != len(spec.parents):
@@ -53,20 +57,24 @@ def open_task(ctx: Context, tx: Open) -> Facts:
             refuse("unknown", f"parent token {parent.hex()} was never minted on this ledger")
     if spec.deadline_ms <= ctx.now_ms:
         refuse("expired", "the task's deadline has already passed; set a later one")
+    check_windows(ctx, spec, tx.bid_ms, tx.reveal_ms)
     ctx.debit(tx.sender, spec.max_price_wei)
-    layer.put(
-        TaskRecord(
-            task_id=spec.task_id,
-            spec=spec,
-            state=TaskState.OPEN,
-            escrow_wei=spec.max_price_wei,
-        )
+    task = TaskRecord(
+        task_id=spec.task_id,
+        spec=spec,
+        state=TaskState.OPEN,
+        escrow_wei=spec.max_price_wei,
+        bid_ms=tx.bid_ms,
+        reveal_ms=tx.reveal_ms,
     )
+    layer.put(task)
+    start_auction(ctx, task)
     return {"task_id": spec.task_id}
 
 
 def assign(ctx: Context, tx: Assign) -> Facts:
-    """Bind an open task to a registered, staked node at a price it asks or more."""
+    """Bind an open task to a registered, staked node, and a part of its stake to the task: at
+    the price the node bid, or without bids at what it asks or more."""
     task = require_task(ctx, tx.task_id)
     require_state(task, TaskState.OPEN)
     require_attempt(task, tx.attempt)
@@ -93,15 +101,10 @@ def assign(ctx: Context, tx: Assign) -> Facts:
             "bad-field",
             f"price {tx.price_wei} wei is over the task's maximum of {task.escrow_wei}",
         )
-    index_ppm = price_index_ppm(ctx)
-    asked_wei = surged_wei(node.registered.price_wei, index_ppm)
-    if tx.price_wei < asked_wei:
-        refuse(
-            "bad-field",
-            f"price {tx.price_wei} wei is under what node {tx.node} asks, {asked_wei} "
-            f"({node.registered.price_wei} at a price index of {index_ppm} ppm)",
-        )
-    open_ms = task.spec.deadline_ms + params.tasks.settle_grace_ms + params.rewards.challenge_ms
+    eta_ms, payments = award(ctx, task, tx.node, tx.price_wei)
+    if eta_ms == 0:
+        _check_direct(ctx, node.registered, tx.price_wei)
+    open_ms = task.spec.deadline_ms + params.vouching_ms
     if open_ms > ctx.now_ms + params.staking.unbonding_ms:
         refuse(
             "bad-field",
@@ -115,10 +118,26 @@ def assign(ctx: Context, tx: Assign) -> Facts:
                 "node": tx.node,
                 "price_wei": tx.price_wei,
                 "assigned_ms": ctx.now_ms,
+                "eta_ms": eta_ms,
+                "bond_wei": bond(ctx, tx.node, tx.price_wei),
             }
         )
     )
-    return {"task_id": task.task_id, "node": tx.node}
+    return {"task_id": task.task_id, "node": tx.node, "payments": payments}
+
+
+def _check_direct(ctx: Context, node: NodeInfo, price_wei: int) -> None:
+    """Refuse to give a node what it did not bid for, unless it offered that and is paid its ask."""
+    if not node.direct:
+        refuse("bad-role", f"node {node.address} only takes tasks it bid for; open an auction")
+    index_ppm = price_index_ppm(ctx)
+    asked_wei = surged_wei(node.price_wei, index_ppm)
+    if price_wei < asked_wei:
+        refuse(
+            "bad-field",
+            f"price {price_wei} wei is under what node {node.address} asks, {asked_wei} "
+            f"({node.price_wei} at a price index of {index_ppm} ppm)",
+        )
 
 
 def commit(ctx: Context, tx: Commit) -> Facts:
@@ -164,14 +183,19 @@ def commit(ctx: Context, tx: Commit) -> Facts:
 
 
 def release(ctx: Context, tx: Release) -> Facts:
-    """Reopen a task whose node was lost; it costs an attempt."""
+    """Reopen a task whose node was lost or gives up; it costs an attempt. A node that gives up
+    too late loses of its bond as if it had not answered."""
     task = require_task(ctx, tx.task_id)
     require_state(task, TaskState.ASSIGNED)
     require_attempt(task, tx.attempt)
     if tx.sender not in (task.spec.buyer, task.node):
         refuse("bad-role", "only the buyer or the assigned node can release a task")
+    payments: tuple[Payment, ...] = ()
+    late = ctx.now_ms + ctx.params.tasks.notice_ms > task.spec.deadline_ms
+    if tx.sender != task.spec.buyer and late and charged(ctx, task):
+        task, payments = forfeit_bond(ctx, task, tx.sender)
     reopen(ctx, task, task.barred)
-    return {"task_id": task.task_id, "node": task.node}
+    return {"task_id": task.task_id, "node": task.node, "payments": payments}
 
 
 def cancel(ctx: Context, tx: Cancel) -> Facts:
@@ -185,7 +209,8 @@ def cancel(ctx: Context, tx: Cancel) -> Facts:
 
 
 def expire(ctx: Context, tx: Expire) -> Facts:
-    """Refund a task whose time is over."""
+    """Refund a task whose time is over; a node that bid for it and said nothing loses of its
+    bond."""
     task = require_task(ctx, tx.task_id)
     due = task.spec.deadline_ms
     if task.state is TaskState.COMMITTED:
@@ -195,7 +220,12 @@ def expire(ctx: Context, tx: Expire) -> Facts:
         require_state(task, TaskState.OPEN)
     if ctx.now_ms < due:
         refuse("bad-state", f"the task expires at {due} ms; it is {ctx.now_ms} ms on this ledger")
-    return {"task_id": task.task_id, "payments": refund(ctx, task, TaskState.EXPIRED)}
+    node, lost = None, ()
+    if task.state is TaskState.ASSIGNED and charged(ctx, task):
+        node = task.node
+        task, lost = forfeit_bond(ctx, task, tx.sender)
+    payments = (*refund(ctx, task, TaskState.EXPIRED), *lost)
+    return {"task_id": task.task_id, "node": node, "payments": payments}
 
 
 def effect(ctx: Context, tx: Effect) -> Facts:

@@ -6,17 +6,33 @@ from typing import Any, Final, cast
 
 from daifi_flows.encoding import decode_canonical
 from daifi_flows.errors import EncodingError, TransactionRefused
-from daifi_flows.ledger._tx import money, nodes, rewards, rollup, tasks
-from daifi_flows.ledger._tx._base import MAX_TX_BYTES, NO_REQUEST, Transaction
-
-__all__ = ["KINDS", "MAX_TX_BYTES", "NO_REQUEST", "Transaction", "parse_transaction"]
-
-_FAMILIES: Final = (
+from daifi_flows.ledger._tx import (
+    bids,
+    disputes,
+    evidence,
+    market,
     money,
     nodes,
     rewards,
     rollup,
     tasks,
+    tokens,
+)
+from daifi_flows.ledger._tx._base import MAX_TX_BYTES, NO_REQUEST, Transaction
+
+__all__ = ["KINDS", "MAX_TX_BYTES", "NO_REQUEST", "Transaction", "parse_transaction"]
+
+_FAMILIES: Final = (
+    bids,
+    disputes,
+    evidence,
+    market,
+    money,
+    nodes,
+    rewards,
+    rollup,
+    tasks,
+    tokens,
 )
 KINDS: Final[dict[str, type[Transaction]]] = {
     kind.kind: kind for family in _FAMILIES for kind in family.KINDS
