@@ -6,12 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from decimal import Decimal, localcontext
+from fractions import Fraction
 from pathlib import Path
 
 import ledger_kinds as t
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 from ledger_kit import (
     BUYER,
     DAI,
@@ -28,10 +36,11 @@ from ledger_kit import (
     make_spec,
 )
 
-from daifi_flows.cnft import Decision, token_id_of
+from daifi_flows.cnft import Decision, Usage, token_id_of
 from daifi_flows.errors import TransactionRefused
 from daifi_flows.keys import Account
 from daifi_flows.ledger import AccountRecord, TaskState
+from daifi_flows.ledger._epochs import EpochRecord, epoch_key
 from daifi_flows.ledger._machine import BlockEnv, Machine
 from daifi_flows.ledger._state import Layer, supply_of
 from daifi_flows.ledger._trie import Trie
@@ -45,6 +54,18 @@ amounts = st.sampled_from([0, 1, 7, DAI, 60 * DAI, 300 * DAI, 2_000 * DAI])
 prices = st.sampled_from([DAI - 1, DAI, 3 * DAI + 1, 5 * DAI, 5 * DAI + 1])
 SLASH, REPORTER, BURN, COMMITTEE, TREASURY, ROYALTY = 25, 10, 40, 10, 5, 5  # percent
 UNBONDING, CHALLENGE, HALF_LIFE = 7 * 24 * 60, 10, 30 * 24 * 3_600_000  # minutes, minutes, ms
+HOUR = 3_600_000
+SUPPLY, LAMBDA, TAU = 1_400 * DAI, Fraction(173_286_795, 10**9 * 365 * 24 * HOUR), 900_000_000
+FLOPS = [0, 10**6 - 1, 3 * 10**12, 10**17]  # of tasks 0 to 3
+
+
+def emission(epoch: int) -> int:
+    """E₀·e^(−λt), rounded down, at the start less that at the end."""
+    with localcontext() as context:
+        context.prec = 80
+        rate = Decimal(LAMBDA.numerator) / Decimal(LAMBDA.denominator)
+        start, end = (int(SUPPLY * (-rate * (epoch + i) * HOUR).exp()) for i in (0, 1))
+    return start - end
 
 
 class Ledger(RuleBasedStateMachine):
@@ -63,9 +84,11 @@ class Ledger(RuleBasedStateMachine):
         self.stake_of = {a.address: 0 for a in ACTORS}
         self.unbonding: dict[str, list[list[int]]] = {a.address: [] for a in ACTORS}
         self.locked: dict[str, list[list[int]]] = {a.address: [] for a in ACTORS}
+        self.epochs: dict[int, dict] = {}
         self.evidence: dict[str, list[tuple[int, bool]]] = {a.address: [] for a in ACTORS}
         self.offers: set[str] = set()
         self.treasury = self.burned = 0
+        self.issued = SUPPLY
         self.tasks: dict[int, dict] = {}
         self.settled: list[int] = []
 
@@ -178,7 +201,7 @@ class Ledger(RuleBasedStateMachine):
         fields = {"task_id": spec.task_id, "attempt": attempt, "node": node.address}
         if self.send(allowed, t.Assign, who, **fields, price_wei=price):
             assert task is not None
-            task |= {"state": "assigned", "node": node, "price": price}
+            task |= {"state": "assigned", "node": node, "price": price, "assigned": self.now}
 
     @rule(number=numbers, node=nodes, who=actors)
     def commit(self, number: int, node: Account, who: Account) -> None:
@@ -193,11 +216,11 @@ class Ledger(RuleBasedStateMachine):
             "task_id": spec.task_id,
             "attempt": self.tasks.get(number, {"attempt": 0})["attempt"],
             "proof_cid": PROOF_CID,
-            "header": make_header(spec, node),
+            "header": make_header(spec, node, usage=Usage(flops=FLOPS[number])),
         }
         if self.send(allowed, t.Commit, who, **fields):
             assert task is not None
-            task["state"] = "committed"
+            task |= {"state": "committed", "waited": self.now - task["assigned"]}
 
     def finding(self, number: int, node: Account, decision: Decision, signers: int):
         attempt = self.tasks.get(number, {"attempt": 0})["attempt"]
@@ -229,10 +252,79 @@ class Ledger(RuleBasedStateMachine):
             self.treasury += price * TREASURY // 100
             self.wait(self.locked[node.address], CHALLENGE, rest - price * TREASURY // 100)
             self.evidence[node.address].append((self.now, True))
+            epoch = self.epochs.setdefault((self.now - T0) // HOUR, {"open": True, "parts": {}})
+            part = epoch["parts"].setdefault(node.address, {"mflop": 0, "waits": []})
+            part["mflop"] += FLOPS[number] // 10**6
+            part["waits"].append(task["waited"])
+            self.weigh(node)
             self.balance[BUYER.address] += 5 * DAI - price
             task["state"] = "settled"
             assert number not in self.settled, "settled twice"
             self.settled.append(number)
+
+    @initialize(amount=st.sampled_from([0, 60 * DAI]))
+    def begin(self, amount: int) -> None:
+        for node in NODES:
+            self.stake(node, amount)
+
+    @precondition(lambda self: self.epochs)
+    @rule(who=actors)
+    def harvest(self, who: Account) -> None:
+        """Later, somebody closes the first epoch and collects for everybody."""
+        self.pass_time(max((T0 + HOUR - self.now) // 60_000 + CHALLENGE + 1, 1))
+        self.close_epoch(who, 0)
+        for node in NODES:
+            self.withdraw(who, node)
+            self.claim_reward(who, node, 0)
+
+    @rule(number=numbers, node=nodes)
+    def work(self, number: int, node: Account) -> None:
+        """A task from beginning to end: random steps alone seldom get that far."""
+        self.register(node)
+        self.stake(node, DAI)
+        self.open(number, BUYER)
+        self.assign(number, node, 3 * DAI + 1, BUYER)
+        self.commit(number, node, node)
+        self.settle(number, node, BUYER, 14)
+
+    def weigh(self, node: Account) -> None:
+        """The paper's weight of a node in this epoch, if it has done anything in it."""
+        epoch = self.epochs.get((self.now - T0) // HOUR, {"parts": {}})
+        if (part := epoch["parts"].get(node.address)) is None:
+            return
+        rep = Fraction(self.state.account(node.address).standing.reputation_ppm, 10**6)
+        mean = Fraction(sum(part["waits"]), len(part["waits"]))
+        sigma = sum((wait - mean) ** 2 for wait in part["waits"]) / len(part["waits"])
+        compute = part["mflop"] * (1 - Fraction(int(sigma), TAU)) + 10**6 * rep
+        gamma = Fraction(500_000 + int(500_000 * rep), 10**6)
+        part["weight"] = int(max(compute, 0) * gamma)
+
+    @rule(who=actors, number=st.sampled_from([0, 0, 0, 1]))
+    def close_epoch(self, who: Account, number: int) -> None:
+        epoch = self.epochs.get(number)
+        over = self.now >= T0 + (number + 1) * HOUR + CHALLENGE * 60_000
+        allowed = epoch is not None and epoch["open"] and over
+        if self.send(allowed, t.CloseEpoch, who, epoch=number):
+            assert epoch is not None
+            weights = [part["weight"] for part in epoch["parts"].values()]
+            epoch |= {"open": False, "weights": sum(weights)}
+            epoch["pool"] = epoch["total"] = emission(number) if sum(weights) else 0
+            self.issued += epoch["total"]
+
+    @rule(who=actors, node=nodes, number=st.sampled_from([0, 0, 0, 1]))
+    def claim_reward(self, who: Account, node: Account, number: int) -> None:
+        epoch = self.epochs.get(number)
+        part = epoch["parts"].get(node.address) if epoch is not None else None
+        allowed = epoch is not None and part is not None and not epoch["open"]
+        if self.send(allowed, t.ClaimReward, who, epoch=number, node=node.address):
+            assert epoch is not None and part is not None
+            reward = epoch["total"] * part["weight"] // epoch["weights"] if epoch["weights"] else 0
+            self.balance[node.address] += reward
+            epoch["pool"] -= reward
+            del epoch["parts"][node.address]
+            if not epoch["parts"]:
+                self.treasury += epoch["pool"]
+                del self.epochs[number]
 
     @precondition(lambda self: self.tasks)
     @rule(number=numbers, node=nodes, who=actors)
@@ -249,6 +341,7 @@ class Ledger(RuleBasedStateMachine):
                 loss += part[1] * SLASH // 100
                 part[1] -= part[1] * SLASH // 100
             self.evidence[node.address].append((self.now, False))
+            self.weigh(node)
             reward = loss * REPORTER // 100 if who is not node else 0
             self.balance[who.address] += reward
             self.burned += loss * BURN // 100
@@ -325,6 +418,12 @@ class Ledger(RuleBasedStateMachine):
         assert supply.conserved and supply == supply_of(self.state)
         assert supply.escrows_wei == locked
         assert (supply.treasury_wei, supply.burned_wei) == (self.treasury, self.burned)
+        assert supply.issued_wei == self.issued
+        for number, epoch in self.epochs.items():
+            pool = self.state.find(EpochRecord, epoch_key(number))
+            assert pool is not None and pool.pool_wei == epoch.get("pool", 0)
+            if epoch["open"]:
+                assert pool.weights == sum(part["weight"] for part in epoch["parts"].values())
         others = set(self.balance)
         assert all(
             noun.address in others
@@ -346,7 +445,7 @@ class Ledger(RuleBasedStateMachine):
 
 
 Ledger.TestCase.settings = settings(
-    max_examples=25,
+    max_examples=40,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
