@@ -16,8 +16,11 @@ from daifi_flows.ledger._records import ZERO_ADDRESS, Record
 from daifi_flows.threshold import shares_sound
 
 __all__ = [
+    "MAX_DISPUTES",
     "MAX_SLASH_PPM",
     "Allocation",
+    "BidParams",
+    "DisputeParams",
     "FeeParams",
     "Genesis",
     "LeaseParams",
@@ -34,6 +37,8 @@ __all__ = [
 
 MAX_SLASH_PPM: Final = 500_000
 """A slash takes at most half of what a node has at stake (white paper, slashing)."""
+MAX_DISPUTES: Final = 3
+"""Most disputes about one output: each that the committee leaves open makes room for one more."""
 _MAX_FEE_PER_BYTE_WEI: Final = 10**12
 _UINT128: Final = 2**128
 _UINT256: Final = 2**256
@@ -82,8 +87,9 @@ class SlashingParams(Noun):
     """Lost by who leases out capacity and does not deliver it."""
     rollup_fraud_ppm: _SlashPpm = 500_000
     """Lost by the operator of a batch with a leaf that is proven wrong."""
-    unanswered_ppm: _SlashPpm = 10_000
-    """Lost by a node that took a task and did not answer before its deadline."""
+    unanswered_ppm: _SlashPpm = 500_000
+    """Lost of its bond for the task, by a node that bid for it, got it and did not answer before
+    its deadline."""
     reporter_ppm: Ppm = 100_000
     burn_ppm: Ppm = 400_000
 
@@ -189,6 +195,45 @@ class TaskParams(Noun):
 
     settle_grace_ms: Uint = 60_000
     """How long after its deadline a committed task can still be settled before it may expire."""
+    bond_ppm: Ppm = 50_000
+    """Part of the price that an assignment bonds of the node's stake."""
+    notice_ms: Annotated[int, Field(ge=0, le=_DAY_MS, strict=True)] = 30_000
+    """A node that gives a task back at least this long before the deadline keeps its bond."""
+
+
+class BidParams(Noun):
+    """The terms of auctions of tasks.
+
+    Attributes:
+        deposit_wei: what a sealed bid deposits; back when it is revealed.
+        max_bids: most bids on one attempt of a task.
+        min_window_ms: shortest time to bid and shortest time to reveal: a few blocks.
+    """
+
+    deposit_wei: Annotated[Wei, Field(le=10**24)] = 10**16
+    max_bids: Annotated[int, Field(ge=1, le=64, strict=True)] = 16
+    min_window_ms: Annotated[int, Field(ge=1, le=_DAY_MS, strict=True)] = _SECOND_MS
+
+
+class DisputeParams(Noun):
+    """The terms of disputes about settled outputs, and of evidence. How long an output can be
+    disputed is ``rewards.challenge_ms``.
+
+    Attributes:
+        min_bond_wei: least bond of a challenger.
+        bond_ppm: least bond as a part of the task's price; in full a committee can repeat the
+            execution for it.
+        node_ppm: part of the bond that the node gets when the dispute is dismissed; the treasury
+            gets the rest.
+        answer_ms: how long the committee has before everybody gets their own back.
+        evidence_ms: how long evidence of equivocation counts after the fact.
+    """
+
+    min_bond_wei: Annotated[Wei, Field(ge=1, le=10**24)] = 10**17
+    bond_ppm: Annotated[int, Field(ge=0, le=10 * PPM, strict=True)] = PPM
+    node_ppm: Ppm = 500_000
+    answer_ms: Annotated[int, Field(ge=_SECOND_MS, le=7 * _DAY_MS, strict=True)] = 10 * _MINUTE_MS
+    evidence_ms: Annotated[int, Field(ge=_MINUTE_MS, le=30 * _DAY_MS, strict=True)] = _DAY_MS
 
 
 class TokenParams(Noun):
@@ -229,6 +274,8 @@ class Params(Noun):
     slashing: SlashingParams = SlashingParams()
     staking: StakingParams = StakingParams()
     tasks: TaskParams = TaskParams()
+    bids: BidParams = BidParams()
+    disputes: DisputeParams = DisputeParams()
     rewards: RewardParams = RewardParams()
     prices: PriceParams = PriceParams()
     rollup: RollupParams = RollupParams()
@@ -237,9 +284,18 @@ class Params(Noun):
 
     @model_validator(mode="after")
     def _check_windows(self) -> Self:
-        if self.staking.unbonding_ms < self.rewards.challenge_ms + self.tasks.settle_grace_ms:
+        if self.staking.unbonding_ms < self.vouching_ms:
             raise ValueError("stake could leave before what it vouches for can be challenged")
         return self
+
+    @property
+    def vouching_ms(self) -> int:
+        """How long after its deadline a task may need the node's stake: the time to settle it,
+        to challenge its output, and to decide every dispute about it."""
+        challenge_ms = self.rewards.challenge_ms
+        if challenge_ms:
+            challenge_ms += MAX_DISPUTES * self.disputes.answer_ms
+        return self.tasks.settle_grace_ms + challenge_ms
 
 
 class ParamsRecord(Record):

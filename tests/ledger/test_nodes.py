@@ -261,7 +261,7 @@ def test_stake_cannot_leave_before_what_it_vouches_for() -> None:
 
 def test_a_task_longer_than_unbonding_is_not_assigned() -> None:
     bench = Bench()
-    last = bench.now + WEEK - CHALLENGE - 60_000
+    last = bench.now + WEEK - Params().vouching_ms
     bench.assign(bench.reach(TaskState.OPEN, make_spec(1, deadline_ms=last)))
     spec = bench.reach(TaskState.OPEN, make_spec(2, deadline_ms=last + 1))
     with pytest.raises(TransactionRefused, match="set an earlier deadline") as refused:

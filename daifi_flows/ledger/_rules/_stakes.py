@@ -7,7 +7,7 @@ from daifi_flows.ledger._economics import Fault, slash_parts, split_slash
 from daifi_flows.ledger._rules._context import Context
 from daifi_flows.ledger._tranches import Tranche, due_ms, taken, with_tranche
 
-__all__ = ["lock", "seize", "slash"]
+__all__ = ["lock", "seize", "share_out", "slash"]
 
 
 def slash(ctx: Context, address: str, fault: Fault, reporter: str) -> tuple[Payment, ...]:
@@ -27,9 +27,15 @@ def slash(ctx: Context, address: str, fault: Fault, reporter: str) -> tuple[Paym
     ctx.layer.put(
         account.model_copy(update={"stake_wei": account.stake_wei - lost, "unbonding": left})
     )
+    return share_out(ctx, lost + sum(losses), offender=address, reporter=reporter)
+
+
+def share_out(ctx: Context, lost_wei: int, *, offender: str, reporter: str) -> tuple[Payment, ...]:
+    """Pay out what an offender lost; the caller has taken it."""
+    slashing = ctx.params.slashing
     split = split_slash(
-        lost + sum(losses),
-        reporter_ppm=slashing.reporter_ppm if reporter != address else 0,
+        lost_wei,
+        reporter_ppm=slashing.reporter_ppm if reporter != offender else 0,
         burn_ppm=slashing.burn_ppm,
     )
     return (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from daifi_flows.cnft import Payment
 from daifi_flows.ledger._records import TaskRecord, TaskState
+from daifi_flows.ledger._rules._auctions import end_auction, start_auction
+from daifi_flows.ledger._rules._bonds import free_bond
 from daifi_flows.ledger._rules._context import Context, refuse
 
 __all__ = ["refund", "reopen", "require_attempt", "require_state", "require_task"]
@@ -30,25 +32,31 @@ def require_attempt(task: TaskRecord, attempt: int) -> None:
 
 
 def refund(ctx: Context, task: TaskRecord, state: TaskState) -> tuple[Payment, ...]:
-    """End a task in ``state`` and give its whole escrow back to the buyer."""
-    ctx.layer.put(task.model_copy(update={"state": state, "escrow_wei": 0}))
-    return ctx.credit(task.spec.buyer, task.escrow_wei, "refund")
+    """End a task in ``state`` and give its whole escrow back to the buyer, and what others had
+    in it to them."""
+    payments = end_auction(ctx, task)
+    free_bond(ctx, task)
+    ctx.layer.put(task.model_copy(update={"state": state, "escrow_wei": 0, "bond_wei": 0}))
+    return (*ctx.credit(task.spec.buyer, task.escrow_wei, "refund"), *payments)
 
 
 def reopen(ctx: Context, task: TaskRecord, barred: tuple[str, ...]) -> None:
-    """Back to open for the next attempt; the escrow stays."""
-    ctx.layer.put(
-        task.model_copy(
-            update={
-                "state": TaskState.OPEN,
-                "attempt": task.attempt + 1,
-                "price_wei": 0,
-                "node": None,
-                "proof": None,
-                "proof_cid": None,
-                "barred": barred,
-                "assigned_ms": 0,
-                "answered_ms": 0,
-            }
-        )
+    """Back to open for the next attempt; the escrow stays. Nodes bid anew, if there is time."""
+    free_bond(ctx, task)
+    task = task.model_copy(
+        update={
+            "state": TaskState.OPEN,
+            "attempt": task.attempt + 1,
+            "price_wei": 0,
+            "node": None,
+            "proof": None,
+            "proof_cid": None,
+            "barred": barred,
+            "assigned_ms": 0,
+            "answered_ms": 0,
+            "eta_ms": 0,
+            "bond_wei": 0,
+        }
     )
+    ctx.layer.put(task)
+    start_auction(ctx, task)

@@ -84,11 +84,12 @@ def unstake(ctx: Context, tx: Unstake) -> Facts:
     """From the sender's stake to unbonding, where a slash still reaches it."""
     positive(tx.amount_wei)
     account = ctx.account(tx.sender)
-    if account.stake_wei < tx.amount_wei:
+    if account.free_stake_wei < tx.amount_wei:
         raise InsufficientFunds(
-            f"account {tx.sender} has {account.stake_wei} wei at stake, not {tx.amount_wei}",
+            f"account {tx.sender} has {account.stake_wei} wei at stake, of which "
+            f"{account.free_stake_wei} vouch for no task, not {tx.amount_wei}",
             code="insufficient-funds",
-            balance_wei=account.stake_wei,
+            balance_wei=account.free_stake_wei,
             needed_wei=tx.amount_wei,
         )
     due = due_ms(ctx.now_ms, ctx.params.staking.unbonding_ms)

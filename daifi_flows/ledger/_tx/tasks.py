@@ -33,10 +33,17 @@ __all__ = [
 
 
 class Open(Transaction):
-    """Open a task and lock its highest price."""
+    """Open a task and lock its highest price.
+
+    Attributes:
+        bid_ms: how long nodes may bid for it, in each attempt; 0: the buyer chooses alone.
+        reveal_ms: how long after that they may reveal their bids; 0 exactly when ``bid_ms`` is.
+    """
 
     kind: ClassVar[str] = "open"
     spec: TaskSpec
+    bid_ms: Uint = 0
+    reveal_ms: Uint = 0
 
     def mark(self) -> bytes | None:
         return b"open/" + self.spec.task_id
@@ -67,7 +74,7 @@ class Commit(_OnAttempt):
 
 
 class Release(_OnAttempt):
-    """Take a task back from a node that was lost; nobody is slashed."""
+    """Take a task back from a node that was lost, or give it back."""
 
     kind: ClassVar[str] = "release"
 

@@ -1,0 +1,72 @@
+"""Bonds: the part of a node's stake that vouches for the task it was given.
+
+A bond stays within the stake. It is marked there so that it cannot be unstaked, and a slash for
+any other fault reaches it like the rest. A node loses of its bond when it bid for a task, got it
+and said nothing before the deadline; a bid is a promise by a node that follows the ledger and can
+give the task back in time. A node that a buyer assigned without a bid never loses of it: the work
+reaches it outside of the ledger, and the buyer may not have sent it.
+"""
+
+from __future__ import annotations
+
+from daifi_flows.cnft import PPM, Payment
+from daifi_flows.ledger._economics import Fault, slash_parts
+from daifi_flows.ledger._records import TaskRecord
+from daifi_flows.ledger._rules._context import Context, refuse
+from daifi_flows.ledger._rules._stakes import share_out
+
+__all__ = ["bond", "bond_wei", "charged", "forfeit_bond", "free_bond"]
+
+
+def bond_wei(ctx: Context, price_wei: int) -> int:
+    """What an assignment at a price bonds, rounded down."""
+    return price_wei * ctx.params.tasks.bond_ppm // PPM
+
+
+def bond(ctx: Context, node: str, price_wei: int) -> int:
+    """Bond a part of a node's stake; how much, in wei."""
+    amount_wei = bond_wei(ctx, price_wei)
+    account = ctx.account(node)
+    if account.free_stake_wei < amount_wei:
+        refuse(
+            "bad-role",
+            f"{account.free_stake_wei} wei of node {node}'s stake vouch for no other task, and "
+            f"this one needs {amount_wei}; choose another node, or wait until it has settled some",
+        )
+    if amount_wei:
+        bonded_wei = account.bonded_wei + amount_wei
+        ctx.layer.put(account.model_copy(update={"bonded_wei": bonded_wei}))
+    return amount_wei
+
+
+def free_bond(ctx: Context, task: TaskRecord) -> None:
+    """Let the node of a task have its bond back; the caller clears it in the task."""
+    if task.node is None or task.bond_wei == 0:
+        return
+    account = ctx.account(task.node)
+    bonded_wei = account.bonded_wei - task.bond_wei
+    ctx.layer.put(account.model_copy(update={"bonded_wei": bonded_wei}))
+
+
+def charged(ctx: Context, task: TaskRecord) -> bool:
+    """Whether the silence of an assigned node is a fault: it bid, and it had the time it asked
+    for, and time to give the task back."""
+    if task.eta_ms == 0:
+        return False
+    had_ms = task.spec.deadline_ms - task.assigned_ms
+    return had_ms >= max(task.eta_ms, 2 * ctx.params.tasks.notice_ms)
+
+
+def forfeit_bond(
+    ctx: Context, task: TaskRecord, reporter: str
+) -> tuple[TaskRecord, tuple[Payment, ...]]:
+    """Take the part of the bond that an unanswered task costs, and free the rest; the task
+    without a bond, and the payments."""
+    assert task.node is not None, "only an assigned task has a bond"
+    free_bond(ctx, task)
+    account = ctx.account(task.node)
+    fraction_ppm = ctx.params.slashing.fraction_ppm(Fault.UNANSWERED)
+    (lost_wei,) = slash_parts([min(task.bond_wei, account.stake_wei)], fraction_ppm)
+    ctx.layer.put(account.model_copy(update={"stake_wei": account.stake_wei - lost_wei}))
+    payments = share_out(ctx, lost_wei, offender=task.node, reporter=reporter)
+    return task.model_copy(update={"bond_wei": 0}), payments

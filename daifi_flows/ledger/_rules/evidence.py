@@ -1,0 +1,214 @@
+"""Evidence of equivocation: both statements are checked here, and their signer is slashed.
+
+A key is slashed once for each place in which it may say one thing: a height and round, a finding
+about one execution, an attempt of a task. More pairs of statements of the same place show nothing
+new. What an honest seat or node never signs twice:
+
+- a seat signs one block a height and round (its journal sees to that);
+- a seat signs one finding about one *proof* of an execution. Two findings about two proofs are no
+  offence: whoever asks the committee may show it two;
+- a node signs one *commit* an attempt. Two proof headers alone are no offence: a header names no
+  attempt, and a buyer who calls a node twice gets two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from daifi_flows.cnft import Attestation, BlockHeader, Payment, QuorumCertificate, Seat
+from daifi_flows.encoding import tagged_hash
+from daifi_flows.errors import EncodingError, KeyMaterialError, TransactionRefused
+from daifi_flows.keys import recover_address, verify_bls_aggregate
+from daifi_flows.ledger._disputes import OffenceRecord, offence_key
+from daifi_flows.ledger._economics import Fault
+from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
+from daifi_flows.ledger._rules._stakes import slash
+from daifi_flows.ledger._rules._tasks import require_task
+from daifi_flows.ledger._tx import Transaction
+from daifi_flows.ledger._tx.evidence import (
+    AttestationEquivocation,
+    BlockEquivocation,
+    ProofEquivocation,
+)
+from daifi_flows.ledger._tx.tasks import Commit
+
+__all__ = ["RULES"]
+
+
+def block_equivocation(ctx: Context, tx: BlockEquivocation) -> Facts:
+    """Slash the seats that signed two blocks of one height and round."""
+    first, second = tx.first, tx.second
+    for header in (first, second):
+        _same(
+            ("ledger", header.ledger_id, ctx.ledger_id),
+            ("epoch", header.epoch, ctx.committee.epoch),
+            ("committee", header.committee, ctx.committee.digest),
+        )
+    _same(("height", first.height, second.height), ("round", first.round, second.round))
+    if first.digest == second.digest:
+        refuse("bad-field", "both headers are the same block: signing it twice is no offence")
+    # The later of the two: a seat could date its second block back.
+    _require_fresh(ctx, max(first.timestamp_ms, second.timestamp_ms))
+    seats = _require_accused(ctx, tx.accused)
+    for header, votes in ((first, tx.first_votes), (second, tx.second_votes)):
+        _require_block_votes(ctx, header, votes)
+    return _punish_seats(ctx, tx, seats, "block", {"height": first.height, "round": first.round})
+
+
+def attestation_equivocation(ctx: Context, tx: AttestationEquivocation) -> Facts:
+    """Slash the seats that signed two findings about one proof of one attempt of a task."""
+    first, second = tx.first, tx.second
+    for finding in (first, second):
+        _same(
+            ("ledger", finding.ledger_id, ctx.ledger_id),
+            ("epoch", finding.epoch, ctx.committee.epoch),
+        )
+    _same(
+        ("task", first.task_id, second.task_id),
+        ("attempt", first.attempt, second.attempt),
+        ("node", first.node, second.node),
+        ("output", first.output_cid, second.output_cid),
+        ("proof", first.proof_cid, second.proof_cid),
+    )
+    if first.message() == second.message():
+        refuse("bad-field", "both findings are the same: signing it twice is no offence")
+    _require_fresh_task(ctx, first.task_id)
+    seats = _require_accused(ctx, tx.accused)
+    for finding in (first, second):
+        _require_attested(ctx, finding)
+    place = {
+        "task_id": first.task_id,
+        "attempt": first.attempt,
+        "node": first.node,
+        "proof_cid": first.proof_cid,
+    }
+    facts = _punish_seats(ctx, tx, seats, "attestation", place)
+    return {**facts, "task_id": first.task_id}
+
+
+def proof_equivocation(ctx: Context, tx: ProofEquivocation) -> Facts:
+    """Slash a node that committed itself to two proofs in one attempt of a task."""
+    first, second = tx.first, tx.second
+    _same(
+        ("node", first.sender, second.sender),
+        ("task", first.task_id, second.task_id),
+        ("attempt", first.attempt, second.attempt),
+    )
+    if first.header.digest() == second.header.digest():
+        refuse("bad-field", "both are the same proof: committing to it twice is no offence")
+    _require_fresh_task(ctx, first.task_id)
+    for commit in (first, second):
+        commit.check_signature(ctx.ledger_id)
+        _require_header(commit)
+    account = ctx.account(first.sender)
+    if account.stake_wei + account.unbonding_wei == 0:
+        refuse("bad-state", f"{first.sender} has nothing at stake that could be taken")
+    place = {"task_id": first.task_id, "attempt": first.attempt, "node": first.sender}
+    payments = _punish(ctx, "proof", place, first.sender, tx.sender)
+    if payments is None:
+        refuse("duplicate", "this offence was already shown")
+    return {"task_id": first.task_id, "node": first.sender, "payments": payments}
+
+
+def _same(*claims: tuple[str, Any, Any]) -> None:
+    for name, one, other in claims:
+        if one != other:
+            refuse("bad-field", f"no offence can be shown: another {name}")
+
+
+def _require_fresh(ctx: Context, time_ms: int) -> None:
+    until_ms = time_ms + ctx.params.disputes.evidence_ms
+    if ctx.now_ms > until_ms:
+        refuse("expired", f"evidence of this counted until {until_ms} ms")
+
+
+def _require_fresh_task(ctx: Context, task_id: bytes) -> None:
+    """Evidence about a task counts as long as about a block that is dated its deadline."""
+    _require_fresh(ctx, require_task(ctx, task_id).spec.deadline_ms)
+
+
+def _require_accused(ctx: Context, accused: int) -> tuple[Seat, ...]:
+    try:
+        seats = ctx.committee.signers(accused)
+    except EncodingError as error:
+        raise TransactionRefused(str(error), code="bad-field") from error
+    if not seats:
+        refuse("bad-field", "no seat is among the signers of both statements")
+    return seats
+
+
+def _require_signatures(ctx: Context, signers: int, message: bytes, signature: bytes) -> None:
+    """An aggregate over one message that verifies shows that each of its seats signed: every
+    key's possession was proven (Ristenpart and Yilek, EUROCRYPT 2007)."""
+    try:
+        publics = [seat.public for seat in ctx.committee.signers(signers)]
+    except EncodingError as error:
+        raise TransactionRefused(str(error), code="bad-field") from error
+    if not verify_bls_aggregate(publics, message, signature):
+        refuse("bad-signature", "a statement is not signed by the seats in its bitmap")
+
+
+def _require_block_votes(ctx: Context, header: BlockHeader, votes: QuorumCertificate) -> None:
+    message = QuorumCertificate.message(header.digest)
+    _require_signatures(ctx, votes.signers, message, votes.signature)
+
+
+def _require_attested(ctx: Context, finding: Attestation) -> None:
+    _require_signatures(ctx, finding.signers, finding.message(), finding.signature)
+
+
+def _require_header(commit: Commit) -> None:
+    header = commit.header
+    _same(
+        ("node", header.node, commit.sender),
+        ("task", header.statement.task_id, commit.task_id),
+    )
+    try:
+        signer = recover_address(header.digest(), header.signature)
+    except KeyMaterialError as error:
+        raise TransactionRefused(
+            f"the proof header is not signed: {error}", code="bad-signature"
+        ) from error
+    if signer != header.node:
+        refuse("bad-signature", f"the proof header was not signed by node {header.node}")
+
+
+def _punish_seats(
+    ctx: Context,
+    tx: BlockEquivocation | AttestationEquivocation,
+    seats: tuple[Seat, ...],
+    what: str,
+    where: Mapping[str, Any],
+) -> Facts:
+    """Slash what the seats' accounts have at stake; a seat without any is only written down."""
+    payments: tuple[Payment, ...] = ()
+    punished: list[Seat] = []
+    for seat in seats:
+        place = {**where, "seat": seat.public}
+        paid = _punish(ctx, what, place, seat.account, tx.sender)
+        if paid is not None:
+            payments += paid
+            punished.append(seat)
+    if not punished:
+        refuse("duplicate", "these offences were already shown")
+    return {"node": punished[0].account, "content": tx.pair(), "payments": payments}
+
+
+def _punish(
+    ctx: Context, what: str, where: Mapping[str, Any], offender: str, reporter: str
+) -> tuple[Payment, ...] | None:
+    """Slash an offender, once for each place; ``None`` when it was."""
+    place = tagged_hash(f"daifi/offence/{what}/1", {**where, "offender": offender})
+    if ctx.layer.find(OffenceRecord, offence_key(place)) is not None:
+        return None
+    record = OffenceRecord(place=place, offender=offender, reporter=reporter, at_ms=ctx.now_ms)
+    ctx.layer.put(record)
+    return slash(ctx, offender, Fault.EQUIVOCATION, reporter)
+
+
+RULES: Final[Mapping[type[Transaction], Rule]] = {
+    BlockEquivocation: block_equivocation,
+    AttestationEquivocation: attestation_equivocation,
+    ProofEquivocation: proof_equivocation,
+}

@@ -1,0 +1,95 @@
+"""Evidence of equivocation: two statements of one key where the protocol allows one."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from daifi_flows.cnft import Attestation, BlockHeader, QuorumCertificate
+from daifi_flows.encoding import keccak256
+from daifi_flows.ledger._tx._base import Transaction
+from daifi_flows.ledger._tx.tasks import Commit
+
+__all__ = ["KINDS", "AttestationEquivocation", "BlockEquivocation", "ProofEquivocation"]
+
+
+class _Evidence(Transaction):
+    def pair(self) -> bytes:
+        """Digest of the two statements and of whom they accuse, whichever comes first."""
+        raise NotImplementedError
+
+    def mark(self) -> bytes | None:
+        return b"evidence/" + self.pair()
+
+    def intent(self) -> bytes:
+        return keccak256(self.kind.encode() + self.pair())
+
+
+class BlockEquivocation(_Evidence):
+    """Two blocks of one height and round, each with signatures of the same seats.
+
+    Attributes:
+        first_votes: over the first block: of one seat alone, or an aggregate. Whoever is in both
+            bitmaps is accused.
+    """
+
+    kind: ClassVar[str] = "block-equivocation"
+    first: BlockHeader
+    first_votes: QuorumCertificate
+    second: BlockHeader
+    second_votes: QuorumCertificate
+
+    @property
+    def accused(self) -> int:
+        """Bitmap of the seats that signed both."""
+        return self.first_votes.signers & self.second_votes.signers
+
+    def pair(self) -> bytes:
+        return _pair(self.first.digest, self.second.digest, self.accused.to_bytes(8, "big"))
+
+
+class AttestationEquivocation(_Evidence):
+    """Two findings about one execution, each with signatures of the same seats: of one seat
+    alone, or an aggregate. Whoever is in both bitmaps is accused."""
+
+    kind: ClassVar[str] = "attestation-equivocation"
+    first: Attestation
+    second: Attestation
+
+    @property
+    def accused(self) -> int:
+        """Bitmap of the seats that signed both."""
+        return self.first.signers & self.second.signers
+
+    def pair(self) -> bytes:
+        return _pair(
+            keccak256(self.first.message()),
+            keccak256(self.second.message()),
+            self.accused.to_bytes(8, "big"),
+        )
+
+
+class ProofEquivocation(_Evidence):
+    """Two commitments of one node to different proofs in one attempt of a task: *commit*
+    transactions that it signed, whether or not the ledger ever saw them."""
+
+    kind: ClassVar[str] = "proof-equivocation"
+    first: Commit
+    second: Commit
+
+    def pair(self) -> bytes:
+        return _pair(
+            self.first.header.digest(),
+            self.second.header.digest(),
+            bytes.fromhex(self.first.sender[2:]) + self.first.attempt.to_bytes(8, "big"),
+        )
+
+
+def _pair(one: bytes, other: bytes, accused: bytes) -> bytes:
+    return keccak256(min(one, other) + max(one, other) + accused)
+
+
+KINDS: Final[tuple[type[Transaction], ...]] = (
+    BlockEquivocation,
+    AttestationEquivocation,
+    ProofEquivocation,
+)
