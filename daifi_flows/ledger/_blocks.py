@@ -16,6 +16,7 @@ from daifi_flows.cnft import (
     Raw,
     Receipt,
     TxReceipt,
+    Uint,
 )
 from daifi_flows.errors import LedgerError, TransactionRefused
 from daifi_flows.ledger._auction import Slot
@@ -53,13 +54,16 @@ class Block(Noun):
     """What the proposer sends to the seats.
 
     ``justify`` is the certificate of the parent (absent at height 1), by which a validator that
-    signed the parent knows it is final. The hash is the header's; the body is bound by its roots.
+    signed the parent knows it is final. ``term`` is that of the writer who sends it: seats that
+    know a newer one refuse. The hash is the header's; the body is bound by its roots, the
+    certificate by itself, and the term by nothing (see :mod:`~daifi_flows.ledger._follower`).
     """
 
     header: BlockHeader
     transactions: Annotated[tuple[Raw, ...], Field(max_length=MAX_BLOCK_TXS)]
     seal: Seal
     justify: QuorumCertificate | None = None
+    term: Uint = 0
 
 
 class CertifiedBlock(Noun):

@@ -75,7 +75,7 @@ class Builder:
             committee = chain.machine.committee
             if not certificate_valid(committee, header.digest, certified.certificate):
                 raise LedgerError(f"block {header.height} has no valid certificate")
-            chain.supplant(block, block.canonical(), self._clock())
+            chain.supplant(block, self._clock())
             chain.finalise(certified.certificate)
 
     async def bid(self, slot: Slot) -> Bid | None:

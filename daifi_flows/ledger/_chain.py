@@ -71,39 +71,25 @@ class Chain:
         self.base: Base = base
         self.history = MountainRange()
         self.certificate: QuorumCertificate | None = None
+        self.term = 0
+        """The writer's term, by which seats tell it from one that it replaced."""
         self.pending: deque[Pending] = deque()
         self.queued: dict[bytes, Pending] = {}
 
     def restore(
         self,
         head: BlockHeader,
-        certificate: QuorumCertificate,
+        certificate: QuorumCertificate | None,
         base: Base,
+        trie: Trie,
         history: MountainRange,
     ) -> None:
-        """Continue from a stored head.
-
-        Raises:
-            LedgerCorrupted: the state or the history does not have the head's root.
-        """
-        trie = Trie().update(base.encoded())
-        if trie.root != head.state_root:
-            raise LedgerCorrupted(
-                f"the stored state does not match block {head.height}: restore the ledger file "
-                "from a backup",
-                height=head.height,
-            )
-        if (history.root, history.size) != (head.history_root, head.history_size):
-            raise LedgerCorrupted(
-                f"the stored history does not match block {head.height}: restore the ledger file "
-                "from a backup",
-                height=head.height,
-            )
-        self.head, self.certificate, self.base, self.trie = head, certificate, base, trie
-        self.history = history
+        """Continue from a stored head, whose roots are those of ``trie`` and ``history``."""
+        self.head, self.certificate, self.base = head, certificate, base
+        self.trie, self.history = trie, history
 
     def readopt(self, row: Row) -> None:
-        """Put a journaled, uncertified block back, byte for byte.
+        """Put a journaled, uncertified block back; only the writer's term may be another.
 
         Raises:
             LedgerCorrupted: it does not follow from the head.
@@ -122,7 +108,7 @@ class Chain:
         env = BlockEnv(header.timestamp_ms, header.height)
         candidate.paid.merge_down()
         block = Pending(candidate.layer, env, candidate=candidate)
-        block.proposal = row.raw
+        block.proposal = self._in_term(row.block)
         for raw, receipt in zip(row.block.transactions, candidate.receipts, strict=True):
             self._record(block, raw, receipt)
         self.pending.append(block)
@@ -244,13 +230,14 @@ class Chain:
             transactions=tuple(block.raw),
             seal=seal,
             justify=self.certificate,
+            term=self.term,
         ).canonical()
         if not block.candidate.paid.changes:
             return []
         block.candidate.paid.merge_down()
         return self._repeat_after(1, now_ms)
 
-    def supplant(self, foreign: Block, raw: bytes, now_ms: int) -> list[Dropped]:
+    def supplant(self, foreign: Block, now_ms: int) -> list[Dropped]:
         """Put another builder's sealed block in front of everything that is pending here.
 
         Returns:
@@ -263,11 +250,14 @@ class Chain:
         candidate.paid.merge_down()
         header = foreign.header
         block = Pending(candidate.layer, BlockEnv(header.timestamp_ms, header.height))
-        block.candidate, block.proposal = candidate, raw
+        block.candidate, block.proposal = candidate, self._in_term(foreign)
         self.pending.appendleft(block)
         for each, receipt in zip(foreign.transactions, candidate.receipts, strict=True):
             self._record(block, each, receipt)
         return self._repeat_after(1, now_ms)
+
+    def _in_term(self, block: Block) -> bytes:
+        return block.model_copy(update={"term": self.term}).canonical()
 
     def _repeat_after(self, kept: int, now_ms: int) -> list[Dropped]:
         """Execute again what is pending after the first blocks."""
@@ -297,7 +287,7 @@ class Chain:
         if self.pending:
             self.pending[0].layer.parent = self.base
         self.head = block.candidate.header
-        self.trie = block.candidate.trie
+        self.trie = block.candidate.trie.merge()
         self.history = block.candidate.history
         self.certificate = certificate
         for receipt in block.receipts:

@@ -112,14 +112,14 @@ class Proposing:
 
     def _take_over(self, chain: Chain, blocks: Sequence[bytes]) -> list[Dropped] | None:
         """Go on with a block that seats signed for an earlier proposer; the latest round's."""
-        found: list[tuple[int, bytes, Block]] = []
+        found: list[Block] = []
         for raw in blocks:
             with contextlib.suppress(EncodingError):
                 block = Block.from_canonical(raw, max_bytes=MAX_BLOCK_BYTES)
-                found.append((block.header.round, raw, block))
-        for _, raw, block in sorted(found, key=lambda item: -item[0]):
+                found.append(block)
+        for block in sorted(found, key=lambda block: -block.header.round):
             try:
-                return chain.supplant(block, raw, self._clock())
+                return chain.supplant(block, self._clock())
             except DaifiError as error:
                 _log.warning("a block that seats showed cannot be continued: %s", error)
         return None
@@ -199,7 +199,7 @@ class Proposing:
             return None
         block = Block(header=header, transactions=body, seal=seal, justify=chain.certificate)
         try:
-            return chain.supplant(block, block.canonical(), self._clock())
+            return chain.supplant(block, self._clock())
         except DaifiError as error:
             _log.warning(
                 "builder %s won with a block that breaks a rule: %s", header.builder, error

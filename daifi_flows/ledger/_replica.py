@@ -1,8 +1,9 @@
-"""A validator's own copy of the chain: re-executes each block before a seat signs it. Pure."""
+"""A validator's own copy of the chain: re-executes each block before a seat signs it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 from daifi_flows.cnft import BlockHeader, QuorumCertificate
@@ -21,6 +22,9 @@ from daifi_flows.ledger._blocks import (
 from daifi_flows.ledger._machine import Machine
 from daifi_flows.ledger._params import Genesis
 from daifi_flows.ledger._seal import MAX_BIDS, Offer, check_turn, open_slot
+from daifi_flows.ledger._snapshot import load_newest
+from daifi_flows.ledger._state import MemoryBase, decode_entry
+from daifi_flows.ledger._trie import Trie
 from daifi_flows.merkle import MountainRange
 
 __all__ = ["Replica"]
@@ -31,26 +35,45 @@ tasks at will."""
 _MAX_OFFER_BYTES: Final = 4096 * (MAX_BIDS + 1)
 
 
+_RECENT_BLOCKS: Final = 64
+"""Final blocks whose hashes are kept: a slow writer may ask about one again."""
+
+
 class Replica:
     """What a seat host holds to decide which block hash to sign.
 
     Args:
         clock: Unix milliseconds; blocks dated more than a minute ahead of it are refused.
             Without one, any date not before the parent's is taken.
+        snapshots: folder of the ledger's snapshots; the newest sound one is started from, else
+            genesis. A snapshot is taken only with a quorum's certificate of its state.
 
     It signs one block a height and round, and never one of an earlier round than it signed, for as
-    long as it lives. After a restart it is at genesis again and catches up from certified blocks.
-    Not thread-safe.
+    long as it lives. After a restart it catches up from certified blocks. Of writers it obeys the
+    one with the highest term it has heard of. Not thread-safe.
     """
 
-    def __init__(self, genesis: Genesis, clock: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        genesis: Genesis,
+        clock: Callable[[], int] | None = None,
+        *,
+        snapshots: Path | None = None,
+    ) -> None:
         self._machine = Machine(genesis)
         self._head, self._base, self._trie = genesis_header(self._machine)
         self._history = MountainRange()
-        self._hashes: list[bytes] = [self._head.digest]
         self._clock = clock
+        self._term = 0
         self._signed: Candidate | None = None
         self._signed_bytes = b""
+        if snapshots is not None and (found := load_newest(snapshots, genesis)) is not None:
+            snapshot, entries = found
+            self._base = MemoryBase({k: decode_entry(k, v) for k, v in entries.items()})
+            self._trie = Trie().update(entries)
+            self._head, self._history = snapshot.header, snapshot.history
+        self._trie = self._trie.merge()
+        self._recent = {self._head.height: self._head.digest}
 
     @property
     def height(self) -> int:
@@ -69,20 +92,22 @@ class Replica:
             return self._signed.header.digest
         parsed = _parse(block)
         header = parsed.header
+        self._refuse_old(parsed.term)
         if header.height <= self.height:
-            if header.height >= 1 and self._hashes[header.height] == header.digest:
+            if header.height >= 1 and self._recent.get(header.height) == header.digest:
                 return header.digest
             raise LedgerError(f"block {header.height} conflicts with the final one; refused")
         self._reach(header.height, parsed.justify)
         if self._signed is not None:
             if self._signed.header.digest == header.digest:
+                self._term, self._signed_bytes = parsed.term, block
                 return header.digest
             # A later round shows that a quorum passed over the earlier: what was signed is dead.
             if self._signed.header.round >= header.round:
                 raise LedgerError(f"another block {header.height} was signed already; refused")
         self._check_date(header)
         self._signed = self._execute(parsed)
-        self._signed_bytes = block
+        self._term, self._signed_bytes = parsed.term, block  # only a right block brings a new term
         return header.digest
 
     def choose(self, offer: bytes, account: str) -> BlockHeader:
@@ -158,6 +183,14 @@ class Replica:
     def _execute(self, block: Block) -> Candidate:
         return reexecute(self._machine, self._head, self._trie, self._history, self._base, block)
 
+    def _refuse_old(self, term: int) -> None:
+        if term < self._term:
+            raise LedgerError(
+                f"the writer's term {term} is over: term {self._term} leads; start it again as a "
+                "follower",
+                fenced_by=self._term,
+            )
+
     def _advance(self, certificate: QuorumCertificate | None) -> None:
         signed = self._signed
         assert signed is not None
@@ -173,10 +206,11 @@ class Replica:
 
     def _adopt(self, candidate: Candidate) -> None:
         candidate.apply()
-        self._head, self._trie = candidate.header, candidate.trie
+        self._head, self._trie = candidate.header, candidate.trie.merge()
         self._history = candidate.history
-        self._hashes.append(candidate.header.digest)
         self._signed, self._signed_bytes = None, b""
+        self._recent[self._head.height] = self._head.digest
+        self._recent.pop(self._head.height - _RECENT_BLOCKS, None)
 
     def catch_up(self, blocks: Sequence[bytes]) -> None:
         """Apply certified blocks in order; those already final here are skipped.

@@ -15,61 +15,37 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
-from daifi_flows.cnft import (
-    Attestation,
-    BlockHeader,
-    Committee,
-    QuorumCertificate,
-    Receipt,
-)
-from daifi_flows.errors import (
-    LedgerCorrupted,
-    LedgerError,
-    LedgerUnavailable,
-    TransactionRefused,
-)
-from daifi_flows.history import HistoryProof
+from daifi_flows.cnft import Receipt
+from daifi_flows.errors import LedgerError, LedgerUnavailable, TransactionRefused
 from daifi_flows.keys import Account
-from daifi_flows.ledger._blocks import CertifiedBlock, certificate_valid, inclusions
+from daifi_flows.ledger._blocks import inclusions
 from daifi_flows.ledger._certifier import Certifier, Collected, collect
 from daifi_flows.ledger._chain import Chain, Pending
-from daifi_flows.ledger._economics import surged_wei
-from daifi_flows.ledger._params import Genesis, Params
+from daifi_flows.ledger._params import Genesis
 from daifi_flows.ledger._proposing import BuilderPort, Proposing
-from daifi_flows.ledger._records import (
-    AccountRecord,
-    LedgerHealth,
-    Record,
-    SupplyReport,
-    TaskRecord,
-    TokenRecord,
-)
-from daifi_flows.ledger._rules._work import index_at
-from daifi_flows.ledger._state import MemoryBase, decode_entry
-from daifi_flows.ledger._store import Store
+from daifi_flows.ledger._reads import LastFinal, LedgerReads
+from daifi_flows.ledger._records import LedgerHealth
+from daifi_flows.ledger._recovery import certified_state, journaled_row
+from daifi_flows.ledger._snapshot import take_snapshot
+from daifi_flows.ledger._store import Probe, Store, ignore
+from daifi_flows.ledger._store_changes import changes_of
 from daifi_flows.ledger._tx import Transaction, parse_transaction
-from daifi_flows.ledger._tx.tasks import Settle
-from daifi_flows.merkle import MountainRange, mountain_proof
 
 __all__ = ["LedgerService"]
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-_HISTORY: Final = 256
-"""Most certified blocks given to a lagging seat at once."""
-_QUOTE_MS: Final = 5_000
-"""How far ahead a quote looks: a block is made sooner than that."""
-_RECEIPT_BLOCKS: Final = 16
-"""Blocks whose receipts are kept ready: callers ask right after their block is final."""
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_LEAST_RETRY_MS: Final = 50
+"""Shortest pause asked of a caller while too many transactions wait."""
 
 
 def _wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class LedgerService:
+class LedgerService(LedgerReads):
     """One ledger file, proposed by this process and certified by the committee.
 
     Args:
@@ -81,6 +57,10 @@ class LedgerService:
         builders: other builders, asked to bid for each block too.
         certify_timeout_s: how long one round of asking the seats may take.
         wait_timeout_s: how long :meth:`wait` waits for a certificate before it says so.
+        max_pending: transactions that may wait for certificates before callers are turned away.
+        snapshot_every: a snapshot is taken each time this many blocks became final; 0: never.
+        snapshots: how many are kept, in the folder :meth:`snapshot_folder`.
+        probe: called with the name of each point that a write passes; for tests.
 
     Reads see final state only and never wait for a certificate.
     """
@@ -97,6 +77,10 @@ class LedgerService:
         builders: Sequence[BuilderPort] = (),
         certify_timeout_s: float = 75.0,
         wait_timeout_s: float = 20.0,
+        max_pending: int = 10_000,
+        snapshot_every: int = 1_000,
+        snapshots: int = 3,
+        probe: Probe = ignore,
     ) -> None:
         self.path = Path(path)
         self.genesis = genesis
@@ -113,16 +97,31 @@ class LedgerService:
         )
         self._certify_timeout_s = certify_timeout_s
         self._wait_timeout_s = wait_timeout_s
+        self._max_pending = max_pending
+        self._snapshot_every = snapshot_every
+        self._snapshots = snapshots
+        self._probe = probe
         self._waiters: dict[bytes, asyncio.Future[None]] = {}
-        self._receipts: dict[int, list[Receipt]] = {}
+        self._receipts = {}
         self._stalled = ""
         self._broken: LedgerError | None = None
+        self._closing = False
+        self._snapshotting: asyncio.Task[None] | None = None
+        self._counts = dict.fromkeys(
+            ("accepted", "refused", "turned_away", "finalised", "blocks", "snapshots"), 0
+        )
+        self._last_block_ms = self._block_took_ms = 0
+
+    @staticmethod
+    def snapshot_folder(path: Path) -> Path:
+        """Where the snapshots of a ledger file are."""
+        return path.with_name(path.name + ".snapshots")
 
     async def start(self) -> None:
         """Open the file and begin to certify what is pending.
 
         Raises:
-            LedgerCorrupted: the file is damaged (the message names the height).
+            LedgerCorrupted: the file is damaged, or older than what it acknowledged.
             LedgerUnavailable: another process uses the file, or it cannot be opened.
             LedgerError: the file belongs to another ledger.
         """
@@ -142,53 +141,33 @@ class LedgerService:
 
     def _load(self) -> Chain:
         chain = Chain(self.genesis)
-        self._store = store = Store(self.path, self.genesis)
+        self._store = store = Store(self.path, self.genesis, probe=self._probe)
         try:
-            count = store.scan()
-            last = list(store.rows(max(1, count - 1), count))
-            final = [row for row in last if row.certificate is not None]
-            entries = {key: decode_entry(key, value) for key, value in store.entries()}
-            if final:
-                head = final[-1]
-                assert head.certificate is not None
-                if not certificate_valid(
-                    self.genesis.committee, head.block.header.digest, head.certificate
-                ):
-                    raise LedgerCorrupted(
-                        f"block {head.height} in {self.path} has no valid certificate: restore "
-                        "the file from a backup",
-                        height=head.height,
-                    )
-                header = head.block.header
-                history = MountainRange.load(store.node, header.history_size)
-                chain.restore(header, head.certificate, MemoryBase(entries), history)
-            elif not entries:
-                store.seed(chain.base.encoded())
-            elif MemoryBase(entries).encoded() != chain.base.encoded():
-                raise LedgerCorrupted(
-                    f"the genesis state in {self.path} is not its genesis: restore a backup",
-                    height=0,
-                )
-            open_rows = [row for row in last if row.certificate is None]
-            if len(open_rows) > 1 or (open_rows and open_rows[0].height != count):
-                raise LedgerCorrupted(
-                    f"block {open_rows[0].height} in {self.path} was never certified but has "
-                    "successors: restore the file from a backup",
-                    height=open_rows[0].height,
-                )
-            for row in open_rows:
+            at = certified_state(store, chain.machine)
+            chain.restore(at.header, at.certificate, at.base, at.trie, at.history)
+            row = journaled_row(store, at.header.height)
+            chain.term = store.begin_term()
+            if row is not None:
                 chain.readopt(row)
         except BaseException:
             store.close()
             raise
         return chain
 
-    async def close(self) -> None:
-        """Stop at once. What was answered is on disk; what was not is as if never sent, or is in
-        the journal and becomes final at the next start."""
+    async def close(self, grace_s: float = 5.0) -> None:
+        """Stop. No more is accepted; the block in progress may become final within ``grace_s``.
+
+        What was answered is on disk; what was not is as if never sent, or is in the journal and
+        becomes final at the next start.
+        """
+        self._closing = True
+        self._wake.set()
+        await asyncio.wait({self._task}, timeout=grace_s)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._stop(LedgerUnavailable("the ledger was closed; start it again"))
+        if self._snapshotting is not None:
+            await asyncio.gather(self._snapshotting, return_exceptions=True)
         await asyncio.to_thread(self._writer.shutdown)
         self._store.close()
 
@@ -203,7 +182,8 @@ class LedgerService:
         Raises:
             TransactionRefused: a rule is broken, or it was done with other terms
                 (``duplicate``); nothing changed.
-            LedgerUnavailable: too many transactions wait, or the file cannot be written.
+            LedgerUnavailable: too many transactions wait (``details["retry_after_ms"]``), the
+                ledger is closing, or the file cannot be written.
         """
         if self._broken is not None:
             raise self._broken
@@ -213,11 +193,31 @@ class LedgerService:
             return tx_id
         if (done := self._done(tx)) is not None:
             return done
-        tx_id = self._chain.add(raw, self._clock())
+        if tx_id not in self._chain.queued:
+            self._check_room()
+        try:
+            tx_id = self._chain.add(raw, self._clock())
+        except TransactionRefused:
+            self._counts["refused"] += 1
+            raise
         if tx_id not in self._waiters:
+            self._counts["accepted"] += 1
             self._waiters[tx_id] = asyncio.get_running_loop().create_future()
         self._wake.set()
         return tx_id
+
+    def _check_room(self) -> None:
+        if self._closing:
+            raise LedgerUnavailable("the ledger is closing; send the transaction to the next one")
+        waiting = len(self._chain.queued)
+        if waiting >= self._max_pending:
+            self._counts["turned_away"] += 1
+            retry_after_ms = max(_LEAST_RETRY_MS, self._block_took_ms)
+            raise LedgerUnavailable(
+                f"{waiting} transactions wait for certificates; try again in {retry_after_ms} ms",
+                retry_after_ms=retry_after_ms,
+                pending=waiting,
+            )
 
     def _done(self, tx: Transaction) -> bytes | None:
         """The transaction that already did this, when it did exactly this."""
@@ -258,12 +258,7 @@ class LedgerService:
                     "no certificate yet for the block with this transaction "
                     f"({self._stalled or 'seats have not answered'}); it may still become final"
                 ) from None
-        found = self._store.find_tx(tx_id)
-        if found is None:
-            raise TransactionRefused(
-                f"transaction {tx_id.hex()} is not known here; send it again", code="unknown"
-            )
-        return self._receipt(*found, tx_id)
+        return await self.receipt(tx_id)
 
     async def submit(self, raw: bytes) -> Receipt:
         """:meth:`enqueue`, then :meth:`wait`."""
@@ -273,8 +268,10 @@ class LedgerService:
         try:
             while True:
                 await self._wake.wait()
-                while self._chain.pending:
+                while self._chain.pending and not self._closing:
                     await self._make_final()
+                if self._closing:
+                    return
                 self._wake.clear()
         except LedgerError as error:  # the disk: nothing more can be promised
             _log.error("the ledger stopped: %s", error)
@@ -284,32 +281,59 @@ class LedgerService:
             self._stop(LedgerError(f"the ledger stopped ({error}); start it again and report this"))
 
     async def _make_final(self) -> None:
+        began = time.monotonic_ns()
         new = not self._chain.pending[0].proposal
         if new:
             await self._propose()
         block = self._chain.pending[0]
         assert block.candidate is not None
-        height = block.candidate.header.height
+        header = block.candidate.header
         if new:
-            await self._write(self._store.journal, block.proposal, height, block.receipts)
+            await self._write(self._store.journal, block.proposal, header.height, block.receipts)
         certificate, beacon = await self._certify(block)
-        txs = [receipt.tx for receipt in block.receipts]
-        await self._write(
-            self._store.finalise,
-            height,
-            certificate,
-            block.candidate.entries,
-            txs,
-            block.marks,
-            self._chain.history.stored,
-            block.candidate.nodes,
-        )
-        self._chain.finalise(certificate)
-        self._proposing.learn(block.candidate.header.digest, beacon)
-        self._remember(height, inclusions(block.candidate.header, certificate, block.receipts))
-        for tx in txs:
-            if (waiter := self._waiters.pop(tx, None)) is not None and not waiter.done():
+        changes = changes_of(block.candidate, self._chain.history, block.marks)
+        # Until the chain follows, reads are to see the file as the chain still knows it.
+        with self._store.pinned():
+            await self._write(self._store.finalise, header, certificate, changes)
+            self._chain.finalise(certificate)
+        self._proposing.learn(header.digest, beacon)
+        self._remember(header.height, inclusions(header, certificate, block.receipts))
+        self._counts["blocks"] += 1
+        self._counts["finalised"] += len(block.receipts)
+        self._last_block_ms = self._clock()
+        self._block_took_ms = (time.monotonic_ns() - began) // 1_000_000
+        for receipt in block.receipts:
+            waiter = self._waiters.pop(receipt.tx, None)
+            if waiter is not None and not waiter.done():
                 waiter.set_result(None)
+        if self._snapshot_every and header.height % self._snapshot_every == 0:
+            self._begin_snapshot()
+
+    def _begin_snapshot(self) -> None:
+        if self._snapshotting is None or self._snapshotting.done():
+            self._snapshotting = asyncio.create_task(self._snapshot(), name="ledger-snapshot")
+
+    async def _snapshot(self) -> None:
+        try:
+            taken = await asyncio.to_thread(
+                take_snapshot,
+                self.path,
+                self.snapshot_folder(self.path),
+                keep=self._snapshots,
+                probe=self._probe,
+            )
+        except LedgerError as error:  # the ledger goes on without it
+            _log.warning("no snapshot: %s", error)
+        else:
+            self._counts["snapshots"] += taken is not None
+
+    async def backup(self, target: Path | str) -> None:
+        """Copy the ledger file as it is at one instant, while it is in use.
+
+        Raises:
+            LedgerUnavailable: see :meth:`Store.backup`.
+        """
+        await asyncio.to_thread(self._store.backup, Path(target))
 
     async def _write(self, write: Callable[..., None], *args: object) -> None:
         # Shielded: a cancelled caller must not leave a write half known.
@@ -362,136 +386,13 @@ class LedgerService:
 
     # Reading
 
-    async def prove(self, tx_id: bytes) -> HistoryProof:
-        """The receipt of a final transaction, shown against the newest certified block.
-
-        Raises:
-            TransactionRefused: ``unknown``: it is not final here.
-        """
-        head, certificate = self._chain.head, self._chain.certificate
-        found = self._store.find_tx(tx_id)
-        if found is None or found[0] > head.height or certificate is None:
-            raise TransactionRefused(
-                f"transaction {tx_id.hex()} is not final here; wait for its receipt first",
-                code="unknown",
-            )
-        height, position = found
-        row = next(self._store.rows(height, height))
-        index = row.block.header.history_size - len(row.receipts) + position
-        return HistoryProof(
-            leaf=row.receipts[position],
-            index=index,
-            path=mountain_proof(self.history_node, index, head.history_size),
-            header=head,
-            certificate=certificate,
-        )
-
-    def history_node(self, position: int) -> bytes:
-        """A stored hash of the history's mountain range (see :mod:`daifi_flows.merkle`).
-
-        Raises:
-            LedgerCorrupted: it is not there, or fails its checksum.
-        """
-        return self._store.node(position)
-
-    async def history(self, from_height: int) -> Sequence[bytes]:
-        """Certified blocks from a height on, at most 256."""
-        last = min(self._chain.head.height, from_height + _HISTORY - 1)
-        return [
-            CertifiedBlock(block=row.block, certificate=row.certificate).canonical()
-            for row in self._store.rows(max(1, from_height), last)
-            if row.certificate is not None
-        ]
+    def _final(self) -> LastFinal:
+        chain = self._chain
+        return LastFinal(chain.head, chain.certificate, chain.base, chain.trie)
 
     async def next_nonce(self, address: str) -> int:
         """Nonce of the account's next transaction, pending ones counted."""
         return self._chain.tip.account(address).nonce
-
-    async def head(self) -> tuple[BlockHeader, QuorumCertificate | None]:
-        """The last final block; block 0 has no certificate."""
-        return self._chain.head, self._chain.certificate
-
-    async def committee(self) -> Committee:
-        """The seats that certify blocks and sign attestations."""
-        return self.genesis.committee
-
-    async def account(self, address: str) -> AccountRecord:
-        """An account; zeros for an address never seen."""
-        return self._chain.base.account(address)
-
-    async def task(self, task_id: bytes) -> TaskRecord | None:
-        """A task, if it was ever opened."""
-        return self._chain.base.task(task_id)
-
-    async def token(self, token_id: bytes) -> TokenRecord | None:
-        """A token, if it was ever minted."""
-        return self._chain.base.token(token_id)
-
-    async def supply(self) -> SupplyReport:
-        """Where all money is."""
-        return self._chain.base.supply()
-
-    async def params(self) -> Params:
-        """The parameters in force."""
-        return self._chain.base.params()
-
-    async def quote(self, node: str) -> int:
-        """What a task costs on a node within the next seconds, in wei.
-
-        Raises:
-            TransactionRefused: ``unknown``: the address is not registered as a node.
-        """
-        offer = self._chain.base.account(node).registered
-        if offer is None:
-            raise TransactionRefused(f"{node} is not registered as a node", code="unknown")
-        now = max(self._clock(), self._chain.head.timestamp_ms)
-        times = (now, now + _QUOTE_MS)  # the next epoch may have begun when the block is made
-        index_ppm = max(index_at(self._chain.base, self.genesis, time) for time in times)
-        return surged_wei(offer.price_wei, index_ppm)
-
-    async def nodes(self) -> tuple[AccountRecord, ...]:
-        """Accounts registered as nodes, by address."""
-        found = [
-            noun
-            for _, noun in self._chain.base.items()
-            if isinstance(noun, AccountRecord) and noun.registered is not None
-        ]
-        return tuple(sorted(found, key=lambda account: account.address))
-
-    async def entries(self) -> dict[bytes, Record]:
-        """Every final state entry (a copy)."""
-        return dict(self._chain.base.items())
-
-    async def attestation_receipt(self, task_id: bytes) -> tuple[Attestation, Receipt] | None:
-        """The attestation that settled a task, and its settlement's receipt."""
-        mark = self._store.find_mark(b"settle/" + task_id)
-        found = self._store.find_tx(mark.tx) if mark is not None else None
-        if mark is None or found is None:
-            return None
-        height, position = found
-        (row,) = self._store.rows(height, height)
-        tx = parse_transaction(row.block.transactions[position])
-        assert isinstance(tx, Settle), "a settle mark names a settle transaction"
-        return tx.attestation, self._receipt(height, position, mark.tx)
-
-    def _receipt(self, height: int, position: int, tx_id: bytes) -> Receipt:
-        receipts = self._receipts.get(height)
-        if receipts is None:
-            rows = list(self._store.rows(height, height))
-            if not rows or rows[0].certificate is None:
-                raise LedgerCorrupted(f"block {height} is missing from {self.path}", height=height)
-            receipts = inclusions(rows[0].block.header, rows[0].certificate, rows[0].receipts)
-            self._remember(height, receipts)
-        if position >= len(receipts) or receipts[position].leaf.tx != tx_id:
-            raise LedgerCorrupted(
-                f"the index of {self.path} names a wrong transaction", height=height
-            )
-        return receipts[position]
-
-    def _remember(self, height: int, receipts: list[Receipt]) -> None:
-        self._receipts[height] = receipts
-        while len(self._receipts) > _RECEIPT_BLOCKS:
-            del self._receipts[next(iter(self._receipts))]
 
     async def health(self) -> LedgerHealth:
         """Process id, height, transactions not final yet, and why certification stalls."""
@@ -501,3 +402,18 @@ class LedgerService:
             pending=len(self._chain.queued),
             stalled_reason=str(self._broken or self._stalled),
         )
+
+    async def metrics(self) -> dict[str, int]:
+        """Counts since the start, and where the ledger stands; times in milliseconds."""
+        first = self._chain.pending[0].env.timestamp_ms if self._chain.pending else 0
+        return {
+            **self._counts,
+            "height": self._chain.head.height,
+            "term": self._chain.term,
+            "pending_transactions": len(self._chain.queued),
+            "pending_blocks": len(self._chain.pending),
+            "oldest_pending_ms": first,
+            "last_block_ms": self._last_block_ms,
+            "last_block_took_ms": self._block_took_ms,
+            "stopped": int(self._broken is not None),
+        }

@@ -1,131 +1,80 @@
-"""The ledger file: SQLite in WAL mode, synchronous to disk, a checksum on every row.
+"""The ledger file: SQLite in WAL mode, synchronous to disk, one writer.
 
-Blocks are journaled before they are certified and certified before they are acknowledged. State
-entries, and the two lookup tables, change in the same SQLite transaction as the certificate.
+Blocks are journaled before they are certified and certified before they are acknowledged. The
+state, its bucket summaries, the receipts' mountain range and both lookup tables change in the same
+SQLite transaction as the certificate. Beside the file stand its lock and its high-water mark.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import sqlite3
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final
 
-from daifi_flows.cnft import QuorumCertificate, TxReceipt
-from daifi_flows.encoding import canonical, decode_canonical, sha256
+from daifi_flows.cnft import BlockHeader, QuorumCertificate, TxReceipt
+from daifi_flows.encoding import canonical
 from daifi_flows.errors import EncodingError, LedgerCorrupted, LedgerError, LedgerUnavailable
-from daifi_flows.ledger._blocks import Block
+from daifi_flows.ledger._files import whole_path
 from daifi_flows.ledger._params import Genesis
+from daifi_flows.ledger._store_acked import Acked, AckedFile
+from daifi_flows.ledger._store_changes import Changes, put_changes
+from daifi_flows.ledger._store_reads import StoreReads
+from daifi_flows.ledger._store_schema import (
+    FORMAT,
+    GENESIS_LINK,
+    SCHEMA,
+    Mark,
+    Row,
+    certificate_check,
+    checksum,
+    connect,
+    damaged,
+    encode_receipts,
+    link,
+    readable,
+    transaction,
+)
 
-__all__ = ["Mark", "Row", "Store", "transaction"]
+__all__ = ["Mark", "Probe", "Row", "Store", "head_bytes", "ignore"]
 
-_FORMAT: Final = b"daifi-ledger/1"
-_NOT_OUR_FILE: Final = ("unable to open", "readonly", "disk I/O", "full", "not authorized")
-"""SQLite's words for trouble with the disk rather than with the file's content."""
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL, checksum BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS blocks (
-  height INTEGER PRIMARY KEY, block BLOB NOT NULL, receipts BLOB NOT NULL, certificate BLOB,
-  checksum BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS state (
-  key BLOB PRIMARY KEY, value BLOB NOT NULL, checksum BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS txs (
-  hash BLOB PRIMARY KEY, height INTEGER NOT NULL, position INTEGER NOT NULL,
-  checksum BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS history (
-  position INTEGER PRIMARY KEY, hash BLOB NOT NULL, checksum BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS marks (
-  mark BLOB PRIMARY KEY, hash BLOB NOT NULL, intent BLOB NOT NULL,
-  checksum BLOB NOT NULL) WITHOUT ROWID;
-"""
-
-
-def checksum(*parts: bytes | int | None) -> bytes:
-    """16 bytes of SHA-256 over length-prefixed parts."""
-    joined = bytearray()
-    for part in parts:
-        raw = str(part).encode() if isinstance(part, int) else part
-        joined += b"\xff" if raw is None else b"\x00" + len(raw).to_bytes(8, "big") + raw
-    return sha256(bytes(joined))[:16]
+Probe = Callable[[str], None]
+"""Called with the name of each point that a write passes; for tests that stop there."""
+_CHECKPOINT_PAGES: Final = 4_000
+"""The log is folded into the file at about 16 MB."""
 
 
-class Row(NamedTuple):
-    """One journaled block; ``certificate`` is absent while seats are still asked."""
-
-    height: int
-    block: Block
-    raw: bytes
-    receipts: tuple[TxReceipt, ...]
-    certificate: QuorumCertificate | None
+def ignore(_: str) -> None:
+    """The probe of real use."""
 
 
-class Mark(NamedTuple):
-    """Which transaction did something that happens once, and what exactly was asked."""
-
-    tx: bytes
-    intent: bytes
-
-
-@contextmanager
-def transaction(connection: sqlite3.Connection) -> Generator[None]:
-    """All or nothing, flushed to disk on success."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        connection.rollback()
-        raise
-    connection.commit()
-
-
-@contextmanager
-def readable(path: Path) -> Generator[None]:
-    """Turn SQLite's errors into the ledger's own."""
-    try:
-        yield
-    except sqlite3.ProgrammingError as error:
-        raise LedgerUnavailable(f"ledger file {path} is closed; start the ledger again") from error
-    except sqlite3.OperationalError as error:
-        if "locked" in str(error) or "busy" in str(error):
-            raise LedgerUnavailable(
-                f"ledger file {path} is locked by another process; stop it first"
-            ) from error
-        if any(word in str(error) for word in _NOT_OUR_FILE):
-            raise LedgerUnavailable(
-                f"ledger file {path} cannot be used ({error}); check the disk and its permissions"
-            ) from error
-        raise _damaged(path, str(error)) from error
-    except (sqlite3.DatabaseError, sqlite3.Warning, OverflowError, TypeError) as error:
-        raise _damaged(path, str(error)) from error
-
-
-def _damaged(path: Path, why: str, height: int | None = None) -> LedgerCorrupted:
-    where = "" if height is None else f" at height {height}"
-    why = "".join(c if c.isprintable() else " " for c in why)[:200]
-    return LedgerCorrupted(
-        f"ledger file {path} is damaged{where} ({why}): restore it from a backup", height=height
-    )
-
-
-class Store:
+class Store(StoreReads):
     """An open ledger file. One writer at a time, held by a lock the kernel frees on death.
 
     Args:
+        genesis: of the ledger; without it, what the file says.
         writable: take the writer's lock; otherwise the file is only read (audit).
 
     Raises:
         LedgerUnavailable: another process writes this file, or it cannot be opened.
-        LedgerCorrupted: it is not a sound ledger file.
+        LedgerCorrupted: it is not a sound ledger file, or acknowledged blocks are missing from it.
         LedgerError: there is no such file to read, or it belongs to another ledger.
     """
 
-    def __init__(self, path: Path, genesis: Genesis | None, *, writable: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        genesis: Genesis | None,
+        *,
+        writable: bool = True,
+        probe: Probe = ignore,
+    ) -> None:
         self.path = path
+        self._probe = probe
         self._lock = -1
-        if not writable and not path.is_file():
+        self._acked: AckedFile | None = None
+        if not path.is_file() and (not writable or genesis is None):
             raise LedgerError(f"there is no ledger file at {path}")
         if writable:
             self._take_lock()
@@ -133,6 +82,8 @@ class Store:
             with readable(path):
                 self._open(writable)
                 self.genesis = self._check_genesis(genesis)
+            if writable:
+                self._check_acked()
         except BaseException:
             self.close()
             raise
@@ -158,40 +109,30 @@ class Store:
     def _open(self, writable: bool) -> None:
         mode = "rwc" if writable else "ro"
         uri = f"{self.path.absolute().as_uri()}?mode={mode}"
-        self._db = self._connect(uri)
-        self._reader = self._connect(uri)
+        self._db = connect(uri)
+        self._reader = connect(uri)
         if writable:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA)
-        verdict = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != b"ok":
-            raise _damaged(self.path, repr(verdict))
-
-    @staticmethod
-    def _connect(uri: str) -> sqlite3.Connection:
-        # Writes run on a worker thread, one at a time; reads on the event loop's.
-        connection = sqlite3.connect(
-            uri, uri=True, timeout=5, isolation_level=None, check_same_thread=False
-        )
-        connection.text_factory = bytes  # damage may turn a BLOB into any TEXT
-        return connection
+            self._db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
+            if self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,):
+                self._db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
 
     def _check_genesis(self, genesis: Genesis | None) -> Genesis:
-        format_ = self._meta("format")
+        format_ = self.meta("format")
         if format_ is None:
-            if genesis is None or self.count() > 0:
-                raise _damaged(self.path, "it does not say which ledger it is")
+            if genesis is None or self.last() > 0:
+                raise damaged(self.path, "it does not say which ledger it is")
             with transaction(self._db):
-                self._put_meta("format", _FORMAT)
+                self._put_meta("format", FORMAT)
                 self._put_meta("genesis", genesis.canonical())
             return genesis
-        if format_ != _FORMAT:
+        if format_ != FORMAT:
             raise LedgerError(f"ledger file {self.path} has a format this version cannot read")
         try:
-            stored = Genesis.from_canonical(self._meta("genesis") or b"")
+            stored = Genesis.from_canonical(self.meta("genesis") or b"")
         except EncodingError as error:
-            raise _damaged(self.path, f"genesis: {error}") from error
+            raise damaged(self.path, f"genesis: {error}") from error
         if genesis is not None and stored.ledger_id != genesis.ledger_id:
             raise LedgerError(
                 f"ledger file {self.path} belongs to ledger {stored.ledger_id.hex()}, not "
@@ -199,210 +140,184 @@ class Store:
             )
         return stored
 
-    def _meta(self, key: str) -> bytes | None:
-        row = self._db.execute("SELECT value, checksum FROM meta WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            return None
-        if row[1] != checksum(key.encode(), row[0]):
-            raise _damaged(self.path, f"{key} fails its checksum")
-        return row[0]
+    def _check_acked(self) -> None:
+        """Compare with the high-water mark; one is made where there is none (a restored copy)."""
+        self._acked = AckedFile(self.path.with_name(self.path.name + ".acked"))
+        mark, head = self._acked.last, self.head()
+        height = 0 if head is None else head.height
+        if mark is None:
+            self._acknowledge(height, bytes(32) if head is None else head.header.digest)
+            return
+        if mark.height > height:
+            raise LedgerCorrupted(
+                f"ledger file {self.path} is older than what it acknowledged: it ends at block "
+                f"{height}, and {mark.height} was final. Fetch the missing blocks from a follower "
+                "(`daifi ledger follow`) or restore a newer backup; a backup is accepted as it is "
+                f"once {self._acked.path.name} is removed, and blocks after it are then lost",
+                height=height + 1,
+                acknowledged=mark.height,
+            )
+        if mark.height > self.origin:
+            found = next(self.rows(mark.height, mark.height), None)
+            if found is None or found.block.header.digest != mark.digest:
+                raise damaged(self.path, "another block was acknowledged here", mark.height)
+
+    def _acknowledge(self, height: int, digest: bytes) -> None:
+        assert self._acked is not None, "only a writer acknowledges"
+        before = self._acked.last
+        term = max(self.term, before.term if before is not None else 0)
+        self._acked.write(Acked(height, digest, term))
 
     def _put_meta(self, key: str, value: bytes) -> None:
         self._db.execute(
-            "INSERT INTO meta VALUES (?, ?, ?)", (key, value, checksum(key.encode(), value))
+            "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)",
+            (key, value, checksum(key.encode(), value)),
         )
 
     def close(self) -> None:
         """Close the file and free the lock."""
-        for name in ("_db", "_reader"):
+        for name in ("_reader", "_db"):
             connection = getattr(self, name, None)
             if connection is not None:
                 connection.close()
+        if self._acked is not None:
+            self._acked.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
     # Writing
 
+    def begin_term(self, at_least: int = 0) -> int:
+        """Start a new writer's term, above every one this file has seen; on disk on return."""
+        acked = self._acked.last if self._acked is not None else None
+        term = max(self.term + 1, at_least, acked.term + 1 if acked is not None else 0)
+        with readable(self.path), transaction(self._db):
+            self._put_meta("term", term.to_bytes(8, "big"))
+        return term
+
+    def seed(self, changes: Changes, origin: tuple[int, bytes] | None = None) -> None:
+        """Write the first state into a fresh file.
+
+        Args:
+            origin: height and head (as ``meta`` has it) of the snapshot it is from.
+        """
+        with readable(self.path), transaction(self._db):
+            if origin is not None:
+                self._put_meta("origin", origin[0].to_bytes(8, "big"))
+                self._put_meta("head", origin[1])
+            put_changes(self._db, changes, 0)
+            self._put_meta("seeded", b"")
+        head = self.head()
+        if head is not None:
+            self._acknowledge(head.height, head.header.digest)
+
     def journal(self, raw: bytes, height: int, receipts: Sequence[TxReceipt]) -> None:
         """Write a proposed block ahead of its certificate; on disk when this returns."""
-        leaves = canonical([receipt.plain() for receipt in receipts])
+        self._probe("journal:begin")
+        leaves = encode_receipts(list(receipts))
         with readable(self.path), transaction(self._db):
-            self._db.execute(
-                "INSERT INTO blocks VALUES (?, ?, ?, NULL, ?)",
-                (height, raw, leaves, checksum(height, raw, leaves, None)),
-            )
+            self._put_block(raw, height, leaves)
+            self._probe("journal:written")
+        self._probe("journal:committed")
+
+    def _put_block(self, raw: bytes, height: int, leaves: bytes) -> None:
+        before = self._link(height - 1)
+        self._db.execute(
+            "INSERT INTO blocks VALUES (?, ?, ?, ?)",
+            (height, link(before, height, raw, leaves), raw, leaves),
+        )
+
+    def _link(self, height: int) -> bytes:
+        row = self._db.execute("SELECT link FROM blocks WHERE height = ?", (height,)).fetchone()
+        if row is None and height != self.origin:
+            raise damaged(self.path, f"block {height} is missing", height)
+        return GENESIS_LINK if row is None else row[0]
 
     def finalise(
-        self,
-        height: int,
-        certificate: QuorumCertificate,
-        entries: Mapping[bytes, bytes | None],
-        txs: Sequence[bytes],
-        marks: Mapping[bytes, Mark],
-        first_node: int,
-        nodes: Sequence[bytes],
+        self, header: BlockHeader, certificate: QuorumCertificate, changes: Changes
     ) -> None:
-        """Write a block's certificate and everything that became final with it.
-
-        ``nodes`` are the hashes it adds to the history, from position ``first_node`` on.
-        """
-        with readable(self.path), transaction(self._db):
-            raw, leaves = self._db.execute(
-                "SELECT block, receipts FROM blocks WHERE height = ?", (height,)
-            ).fetchone()
-            encoded = certificate.canonical()
-            self._db.execute(
-                "UPDATE blocks SET certificate = ?, checksum = ? WHERE height = ?",
-                (encoded, checksum(height, raw, leaves, encoded), height),
-            )
-            self._put_entries(entries)
-            self._db.executemany(
-                "INSERT INTO txs VALUES (?, ?, ?, ?)",
-                [(tx, height, at, checksum(tx, height, at)) for at, tx in enumerate(txs)],
-            )
-            self._db.executemany(
-                "INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)",
-                [(key, m.tx, m.intent, checksum(key, *m)) for key, m in marks.items()],
-            )
-            self._db.executemany(
-                "INSERT INTO history VALUES (?, ?, ?)",
-                [(at, node, checksum(at, node)) for at, node in enumerate(nodes, first_node)],
-            )
-
-    def seed(self, entries: Mapping[bytes, bytes]) -> None:
-        """Write the genesis state into a fresh file."""
-        with readable(self.path), transaction(self._db):
-            self._put_entries(entries)
-
-    def _put_entries(self, entries: Mapping[bytes, bytes | None]) -> None:
-        self._db.executemany(
-            "INSERT OR REPLACE INTO state VALUES (?, ?, ?)",
-            [(k, v, checksum(k, v)) for k, v in entries.items() if v is not None],
-        )
-        self._db.executemany(
-            "DELETE FROM state WHERE key = ?", [(k,) for k, v in entries.items() if v is None]
-        )
-
-    # Reading
-
-    def count(self) -> int:
-        """Blocks in the file, a journaled one included."""
-        with readable(self.path):
-            return self._reader.execute("SELECT COUNT(*) FROM blocks").fetchone()[0]
-
-    def rows(self, first: int, last: int) -> Iterator[Row]:
-        """Parsed blocks of these heights, in order.
+        """Write a journaled block's certificate and everything that became final with it.
 
         Raises:
-            LedgerCorrupted: naming the height.
+            LedgerUnavailable: the disk is full or the file cannot be written; nothing changed.
         """
-        with readable(self.path):
-            found = self._reader.execute(
-                "SELECT height, block, receipts, certificate, checksum FROM blocks "
-                "WHERE height BETWEEN ? AND ? ORDER BY height",
-                (first, last),
-            )
-            for height, raw, leaves, certificate, stored in found:
-                if stored != checksum(height, raw, leaves, certificate):
-                    raise _damaged(self.path, "the block fails its checksum", height)
-                yield self._parse(height, raw, leaves, certificate)
+        self._probe("finalise:begin")
+        with readable(self.path), transaction(self._db):
+            self._finalise(header, certificate, changes)
+            self._probe("finalise:written")
+        self._probe("finalise:committed")
+        self._acknowledge(header.height, header.digest)
+        self._probe("finalise:acknowledged")
 
-    def _parse(self, height: int, raw: bytes, leaves: bytes, certificate: bytes | None) -> Row:
-        try:
-            block = Block.from_canonical(raw)
-            receipts = tuple(TxReceipt.from_plain(leaf) for leaf in decode_canonical(leaves))
-            parsed = None if certificate is None else QuorumCertificate.from_canonical(certificate)
-        except (EncodingError, TypeError) as error:
-            raise _damaged(self.path, str(error), height) from error
-        if block.header.height != height or len(receipts) != len(block.transactions):
-            raise _damaged(self.path, "the row holds another block", height)
-        return Row(height, block, raw, receipts, parsed)
+    def append(
+        self,
+        raw: bytes,
+        receipts: Sequence[TxReceipt],
+        header: BlockHeader,
+        certificate: QuorumCertificate,
+        changes: Changes,
+    ) -> None:
+        """Write a block that is final already (a follower's, an import's), as one change.
 
-    def scan(self) -> int:
-        """Check every block's checksum and that heights have no gap; the number of blocks."""
-        expected = 0
-        with readable(self.path):
-            found = self._reader.execute(
-                "SELECT height, block, receipts, certificate, checksum FROM blocks ORDER BY height"
-            )
-            for height, raw, leaves, certificate, stored in found:
-                expected += 1
-                if height != expected:
-                    raise _damaged(self.path, f"block {expected} is missing", expected)
-                if stored != checksum(height, raw, leaves, certificate):
-                    raise _damaged(self.path, "the block fails its checksum", height)
-        return expected
+        A block journaled here at that height that never became final gives way to it.
+        """
+        self._probe("append:begin")
+        leaves = encode_receipts(list(receipts))
+        with readable(self.path), transaction(self._db):
+            self._db.execute("DELETE FROM blocks WHERE height = ?", (header.height,))
+            self._put_block(raw, header.height, leaves)
+            self._finalise(header, certificate, changes)
+            self._probe("append:written")
+        self._acknowledge(header.height, header.digest)
+        self._probe("append:acknowledged")
 
-    def entries(self) -> Iterator[tuple[bytes, bytes]]:
-        """All final state entries.
+    def _finalise(
+        self, header: BlockHeader, certificate: QuorumCertificate, changes: Changes
+    ) -> None:
+        height, encoded = header.height, certificate.canonical()
+        block_link = self._link(height)
+        self._db.execute(
+            "INSERT INTO certificates VALUES (?, ?, ?)",
+            (height, encoded, certificate_check(block_link, height, encoded)),
+        )
+        put_changes(self._db, changes, height)
+        self._put_meta("head", head_bytes(header, certificate, block_link))
+
+    # Copies
+
+    def backup(self, target: Path) -> None:
+        """A copy of the file as it is at one instant, while it is in use; whole or not there.
+
+        Thread-safe: it reads through connections of its own.
 
         Raises:
-            LedgerCorrupted: one fails its checksum.
+            LedgerUnavailable: there is a file already, or the copy cannot be written.
         """
-        with readable(self.path):
-            for key, value, stored in self._reader.execute("SELECT * FROM state"):
-                if stored != checksum(key, value):
-                    raise _damaged(self.path, "a state entry fails its checksum")
-                yield key, value
-
-    @contextmanager
-    def snapshot(self) -> Generator[None]:
-        """Reads inside see the file at one instant, whatever is written meanwhile."""
-        with readable(self.path):
-            self._reader.execute("BEGIN")
+        if target.exists():
+            raise LedgerUnavailable(f"{target} is there already; back up to another name")
+        self._probe("backup:begin")
+        with whole_path(target) as temporary, readable(target):
+            source = connect(f"{self.path.absolute().as_uri()}?mode=ro")
+            copy = connect(f"{temporary.absolute().as_uri()}?mode=rwc")
             try:
-                yield
+                source.execute("BEGIN")
+                source.execute("SELECT 1 FROM meta LIMIT 1").fetchone()  # takes the instant
+                source.backup(copy, pages=256, progress=self._copied)
+                # A copy in WAL mode would need a log beside it before it could be opened.
+                copy.execute("PRAGMA journal_mode=DELETE")
             finally:
-                self._reader.execute("COMMIT")
+                copy.close()
+                source.close()
+            self._probe("backup:written")
+        self._probe("backup:renamed")
 
-    def find_tx(self, tx: bytes) -> tuple[int, int] | None:
-        """Height and position of a final transaction."""
-        row = self._one("SELECT height, position, checksum FROM txs WHERE hash = ?", tx)
-        if row is None:
-            return None
-        if row[2] != checksum(tx, row[0], row[1]):
-            raise _damaged(self.path, "a transaction's index entry fails its checksum")
-        return row[0], row[1]
+    def _copied(self, _status: int, _remaining: int, _total: int) -> None:
+        self._probe("backup:pages")
 
-    def find_mark(self, mark: bytes) -> Mark | None:
-        """The final transaction that did what ``mark`` names."""
-        row = self._one("SELECT hash, intent, checksum FROM marks WHERE mark = ?", mark)
-        if row is None:
-            return None
-        if row[2] != checksum(mark, row[0], row[1]):
-            raise _damaged(self.path, "an action's index entry fails its checksum")
-        return Mark(row[0], row[1])
 
-    def node(self, position: int) -> bytes:
-        """The hash at a position of the history's mountain range.
-
-        Raises:
-            LedgerCorrupted: it is not there, or fails its checksum.
-        """
-        row = self._one("SELECT hash, checksum FROM history WHERE position = ?", position)
-        if row is None or row[1] != checksum(position, row[0]):
-            raise _damaged(self.path, f"hash {position} of the history fails its checksum")
-        return row[0]
-
-    def nodes(self) -> list[bytes]:
-        """All hashes of the history in order, for the audit."""
-        with readable(self.path):
-            found = self._reader.execute("SELECT * FROM history ORDER BY position").fetchall()
-        for expected, (position, node, stored) in enumerate(found):
-            if position != expected or stored != checksum(position, node):
-                raise _damaged(self.path, f"hash {expected} of the history fails its checksum")
-        return [node for _, node, _ in found]
-
-    def index(self) -> tuple[dict[bytes, tuple[int, int]], dict[bytes, Mark]]:
-        """Both lookup tables whole, for the audit."""
-        with readable(self.path):
-            txs = {row[0]: (row[1], row[2]) for row in self._reader.execute("SELECT * FROM txs")}
-            marks = {
-                row[0]: Mark(row[1], row[2]) for row in self._reader.execute("SELECT * FROM marks")
-            }
-        return txs, marks
-
-    def _one(self, query: str, key: bytes | int) -> Any:
-        with readable(self.path):
-            return self._reader.execute(query, (key,)).fetchone()
+def head_bytes(header: BlockHeader, certificate: QuorumCertificate, block_link: bytes) -> bytes:
+    """The ``head`` value in ``meta``."""
+    return canonical(
+        {"header": header.plain(), "certificate": certificate.plain(), "link": block_link}
+    )

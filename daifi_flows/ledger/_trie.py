@@ -23,7 +23,16 @@ from daifi_flows._noun import Bytes32, Noun
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import LedgerCorrupted
 
-__all__ = ["BUCKETS", "EMPTY_ROOT", "StateProof", "Summary", "Trie", "leaf_hash", "verify_state"]
+__all__ = [
+    "BUCKETS",
+    "EMPTY_ROOT",
+    "OrderedEntries",
+    "StateProof",
+    "Summary",
+    "Trie",
+    "leaf_hash",
+    "verify_state",
+]
 
 EMPTY_ROOT: Final = bytes(32)
 BUCKETS: Final = 1 << 16
@@ -111,6 +120,11 @@ class Summary(NamedTuple):
 
     kind: int
     hash: bytes
+
+    @classmethod
+    def of(cls, leaves: Iterable[tuple[bytes, bytes]]) -> Summary:
+        """Of a bucket's entries: path and leaf hash of each, in any order."""
+        return _summary(_insert(None, [_Leaf(*leaf) for leaf in leaves], _DEPTH))
 
 
 _NOTHING: Final = Summary(_EMPTY, EMPTY_ROOT)
@@ -210,13 +224,19 @@ class Trie:
         """Commitment to all entries; 32 zero bytes when there are none."""
         return self._node(1).hash
 
+    def _check_ground(self) -> None:
+        # A trie without changes of its own follows the ground; one with changes cannot.
+        assert not self._buckets or self._version == self._ground.version, (
+            "another trie was merged into this ground"
+        )
+
     def _node(self, at: int) -> Summary:
-        assert self._version == self._ground.version, "another trie was merged into this ground"
+        self._check_ground()
         found = self._nodes.get(at)
         return found if found is not None else self._ground.node(at)
 
     def _bucket(self, index: int) -> _Node | None:
-        assert self._version == self._ground.version, "another trie was merged into this ground"
+        self._check_ground()
         if index in self._buckets:
             return self._buckets[index]
         return self._ground.bucket(index)
@@ -245,7 +265,8 @@ class Trie:
             else:
                 sets.append(_Leaf(path, leaf_hash(path, value)))
         after = Trie.__new__(Trie)
-        after._ground, after._version = self._ground, self._version
+        self._check_ground()
+        after._ground, after._version = self._ground, self._ground.version
         after._nodes, after._buckets = dict(self._nodes), dict(self._buckets)
         touched: set[int] = set()
         for index, (sets, removals) in changes.items():
@@ -266,11 +287,12 @@ class Trie:
         return {index: self._nodes[BUCKETS + index] for index in self._buckets}
 
     def merge(self) -> Trie:
-        """Make this trie's changes the ground; others over the same ground are of no use after.
+        """Make this trie's changes the ground. Tries over it without changes of their own follow;
+        others are of no use after.
 
         With a source, it must hold the changed entries already.
         """
-        assert self._version == self._ground.version, "another trie was merged into this ground"
+        self._check_ground()
         for at, summary in self._nodes.items():
             self._ground.set(at, summary)
         for index, node in self._buckets.items():
@@ -324,6 +346,33 @@ class Trie:
         found = self._bucket(at - BUCKETS)
         assert isinstance(found, _Leaf), "a summary of one leaf is of one leaf"
         return found
+
+
+class OrderedEntries:
+    """Bucket summaries of entries that come by path, with one bucket in memory at a time."""
+
+    def __init__(self) -> None:
+        self._summaries: dict[int, Summary] = {}
+        self._index = -1
+        self._leaves: list[tuple[bytes, bytes]] = []
+
+    def add(self, path: bytes, leaf: bytes) -> None:
+        """The next entry: its path is over that of the one before."""
+        index = int.from_bytes(path[:2], "big")
+        if index != self._index:
+            self._finish()
+            self._index = index
+        self._leaves.append((path, leaf))
+
+    def _finish(self) -> None:
+        if self._leaves:
+            self._summaries[self._index] = Summary.of(self._leaves)
+        self._leaves = []
+
+    def summaries(self) -> dict[int, Summary]:
+        """Of all buckets that are not empty; nothing may be added after."""
+        self._finish()
+        return self._summaries
 
 
 class StateProof(Noun):

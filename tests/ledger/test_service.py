@@ -52,6 +52,7 @@ from daifi_flows.ledger import (
 )
 from daifi_flows.ledger._blocks import Block, certificate_valid
 from daifi_flows.ledger._store import Store
+from daifi_flows.ledger._store_schema import certificate_check
 from daifi_flows.ledger._trie import Trie
 from daifi_flows.merkle import verify_merkle
 
@@ -84,7 +85,7 @@ async def running(
     try:
         yield LedgerClient(service, GENESIS.ledger_id, patience_s=10), service
     finally:
-        await service.close()
+        await service.close(grace_s=0.2)
 
 
 async def settle_one(ledger: Settlement, number: int = 0, **changes: object) -> Receipt:
@@ -273,7 +274,7 @@ async def test_a_stalled_block_waits_for_its_quorum_and_reads_go_on(tmp_path: Pa
         assert set(certifier.asked) == {1}
 
 
-async def test_an_uncertified_block_is_proposed_again_byte_for_byte(tmp_path: Path) -> None:
+async def test_an_uncertified_block_is_proposed_again_in_a_new_term(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     seen: list[bytes] = []
 
@@ -302,7 +303,8 @@ async def test_an_uncertified_block_is_proposed_again_byte_for_byte(tmp_path: Pa
         while (await ledger.account(STRANGER.address)).balance_wei != 3:
             await asyncio.sleep(0.01)
         assert (await service.health()).height == 2
-    assert seen[2] == seen[1]
+    again, first = (Block.from_canonical(each) for each in (seen[2], seen[1]))
+    assert again.model_copy(update={"term": first.term}) == first and again.term > first.term
     assert audit(path).journaled is None
 
 
@@ -479,28 +481,83 @@ async def closed(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("statement", "why"),
     [
-        ("UPDATE blocks SET block = block || x'00' WHERE height = 3", "at height 3"),
-        ("UPDATE blocks SET certificate = x'00' WHERE height = 2", "at height 2"),
-        ("UPDATE blocks SET receipts = x'80' WHERE height = 4", "at height 4"),
-        ("DELETE FROM blocks WHERE height = 2", "block 2 is missing"),
-        ("DELETE FROM state WHERE key = (SELECT min(key) FROM state)", "does not match block"),
-        ("UPDATE state SET value = x'a0'", "checksum"),
+        ("UPDATE certificates SET certificate = x'00' WHERE height = 5", "at height 5"),
+        ("DELETE FROM certificates WHERE height = 5", "its last block is not its head"),
+        ("DELETE FROM blocks WHERE height = 5", ""),
+        ("DELETE FROM blocks", ""),
+        ("UPDATE blocks SET link = x'00' WHERE height = 5", "at height 5"),
+        ("DELETE FROM buckets WHERE bucket = (SELECT min(bucket) FROM buckets)", "does not match"),
+        ("UPDATE buckets SET hash = zeroblob(32)", "does not match"),
+        ("UPDATE buckets SET kind = 7", "out of range"),
+        ("DELETE FROM history", "history"),
         ("UPDATE meta SET value = x'a0' WHERE key = 'genesis'", "checksum"),
+        ("UPDATE meta SET value = x'a0' WHERE key = 'head'", "checksum"),
+        ("DELETE FROM meta WHERE key = 'head'", ""),
         ("DELETE FROM meta", "which ledger"),
         ("DROP TABLE state", ""),
+        ("DROP TABLE buckets", ""),
     ],
 )
-async def test_damage_is_named(closed: Path, statement: str, why: str) -> None:
-    with sqlite3.connect(closed) as db:
-        db.execute(statement)
-    db.close()
+async def test_damage_at_the_head_is_named_at_once(closed: Path, statement: str, why: str) -> None:
+    _damage(closed, statement)
     for use in (lambda: audit(closed), lambda: _open(closed)):
         with pytest.raises(LedgerCorrupted) as damaged:
             result = use()
             if asyncio.iscoroutine(result):
                 await result
-        assert "\n" not in str(damaged.value) and "backup" in str(damaged.value)
+                await _read_all(closed)
+        assert "\n" not in str(damaged.value) and "restore" in str(damaged.value)
     assert why in str(damaged.value)
+
+
+@pytest.mark.parametrize(
+    ("statement", "why"),
+    [
+        ("UPDATE blocks SET block = block || x'00' WHERE height = 3", "at height 3"),
+        ("UPDATE certificates SET certificate = x'00' WHERE height = 2", "at height 2"),
+        ("DELETE FROM certificates WHERE height = 2", "at height 2"),
+        ("UPDATE blocks SET receipts = x'80' WHERE height = 4", "at height 4"),
+        ("UPDATE blocks SET link = x'00' WHERE height = 3", "at height 3"),
+        ("DELETE FROM blocks WHERE height = 2", "block 2 is missing"),
+        ("DELETE FROM blocks WHERE height = 1", "block 1 is missing"),
+        ("DELETE FROM state WHERE key = (SELECT min(key) FROM state)", "state"),
+        ("UPDATE state SET value = x'a0'", "state"),
+        ("UPDATE state SET key = x'a0'", "state"),
+        ("UPDATE txs SET height = 1", "transaction"),
+        ("DELETE FROM nodes", "nodes"),
+        ("DELETE FROM marks", "marks"),
+    ],
+)
+async def test_damage_further_back_is_named_when_it_is_read(
+    closed: Path, statement: str, why: str
+) -> None:
+    _damage(closed, statement)
+    with pytest.raises(LedgerCorrupted) as damaged:
+        audit(closed)
+    assert "\n" not in str(damaged.value) and "restore" in str(damaged.value)
+    if "nodes" not in statement and "marks" not in statement:  # what a lookup lacks only it tells
+        with pytest.raises(LedgerCorrupted) as damaged:
+            await _read_all(closed)
+        assert why in str(damaged.value)
+
+
+def _damage(path: Path, statement: str) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute(statement)
+    db.close()
+
+
+async def _read_all(path: Path) -> None:
+    """Everything that a ledger is asked for, one by one."""
+    async with running(path) as (ledger, service):
+        await service.history(1)
+        for address in (BUYER.address, NODE.address, OTHER.address, STRANGER.address):
+            await ledger.account(address)
+        await ledger.task(make_spec(0).task_id)
+        await service.attestation_receipt(make_spec(0).task_id)
+        await ledger.supply()
+        await ledger.nodes()
+        await service.entries()
 
 
 async def _open(path: Path) -> None:
@@ -512,31 +569,31 @@ async def test_a_forged_history_does_not_pass_the_audit(closed: Path) -> None:
     """Checksums are no defence against someone who can compute them; the replay is."""
     store = Store(closed, GENESIS)
     rows = list(store.rows(1, 100))
-    from daifi_flows.ledger._store import checksum
-
     for row, certificate in ((rows[2], rows[1].certificate), (rows[3], None)):
         assert certificate != row.certificate
-        encoded = certificate.canonical() if certificate else None
-        leaves = store._db.execute(
-            "SELECT receipts FROM blocks WHERE height = ?", (row.height,)
-        ).fetchone()[0]
-        store._db.execute(
-            "UPDATE blocks SET certificate = ?, checksum = ? WHERE height = ?",
-            (encoded, checksum(row.height, row.raw, leaves, encoded), row.height),
-        )
-        with pytest.raises(LedgerCorrupted) as damaged:
-            audit(closed)
-        assert damaged.value.details["height"] in (row.height, row.height + 1)
-        original = row.certificate.canonical()  # pyright: ignore
-        store._db.execute(
-            "UPDATE blocks SET certificate = ?, checksum = ? WHERE height = ?",
-            (original, checksum(row.height, row.raw, leaves, original), row.height),
-        )
+        for forged in (certificate, row.certificate):
+            if forged is None:
+                store._db.execute("DELETE FROM certificates WHERE height = ?", (row.height,))
+            else:
+                encoded = forged.canonical()
+                check = certificate_check(store.link_at(row.height), row.height, encoded)
+                store._db.execute(
+                    "INSERT OR REPLACE INTO certificates VALUES (?, ?, ?)",
+                    (row.height, encoded, check),
+                )
+            if forged is certificate:
+                with pytest.raises(LedgerCorrupted) as damaged:
+                    audit(closed)
+                assert damaged.value.details["height"] in (row.height, row.height + 1)
     audit(closed)
-    for table in ("txs", "marks"):
+    for table in ("txs", "marks", "nodes"):
+        store._db.execute(f"CREATE TEMP TABLE kept AS SELECT * FROM {table}")
         store._db.execute(f"DELETE FROM {table}")
-        with pytest.raises(LedgerCorrupted):
+        with pytest.raises(LedgerCorrupted, match=table):
             audit(closed)
+        store._db.execute(f"INSERT INTO {table} SELECT * FROM kept")
+        store._db.execute("DROP TABLE kept")
+        audit(closed)
     store.close()
 
 

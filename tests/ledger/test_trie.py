@@ -165,8 +165,9 @@ def test_a_source_that_lost_or_changed_an_entry_is_noticed() -> None:
 
 
 def test_tries_over_a_merged_ground_are_refused() -> None:
-    one = Trie().update({b"a": b"1"})
+    ground = Trie()
+    one = ground.update({b"a": b"1"})
     two = one.update({b"b": b"2"})
-    one.merge()
+    assert one.merge().root == ground.root == slow_root({b"a": b"1"})
     with pytest.raises(AssertionError, match="merged"):
         _ = two.root
