@@ -51,12 +51,16 @@ def matured(tranches: Sequence[Tranche], now_ms: int) -> tuple[int, tuple[Tranch
 
 
 def taken(tranches: Sequence[Tranche], amount_wei: int) -> tuple[int, tuple[Tranche, ...]]:
-    """Take up to an amount away, latest due first; how much that was, and what is left."""
+    """Take up to an amount away, earliest due first; how much that was, and what is left.
+
+    Earliest first, because what stays is then always enough for every payment that can still be
+    taken back: taking a payment from a later tranche would let an earlier one go free instead.
+    """
     missing, left = amount_wei, list[Tranche]()
-    for tranche in reversed(tranches):
+    for tranche in tranches:
         part = min(missing, tranche.amount_wei)
         missing -= part
         if part < tranche.amount_wei:
             rest = tranche.amount_wei - part
             left.append(Tranche(due_ms=tranche.due_ms, amount_wei=rest))
-    return amount_wei - missing, tuple(reversed(left))
+    return amount_wei - missing, tuple(left)

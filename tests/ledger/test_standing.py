@@ -66,16 +66,37 @@ def test_what_is_taken_and_what_is_left_add_up(tranches, amount: int) -> None:
     assert got == min(amount, total_wei(tranches))
     assert got + total_wei(left) == total_wei(tranches)
     assert all(tranche.amount_wei > 0 for tranche in left)
-    if left:  # only the latest were touched
+    if left:  # only the earliest were touched
         untouched = {tranche.due_ms: tranche for tranche in tranches}
-        assert all(untouched[tranche.due_ms] == tranche for tranche in left[:-1])
+        assert all(untouched[tranche.due_ms] == tranche for tranche in left[1:])
 
 
-def test_the_latest_due_is_taken_first() -> None:
+def test_the_earliest_due_is_taken_first() -> None:
     tranches = with_tranche(with_tranche((), 30, 5), 20, 7)
-    assert taken(tranches, 6) == (6, (Tranche(due_ms=20, amount_wei=6),))
-    assert taken(tranches, 4) == (4, with_tranche(with_tranche((), 30, 1), 20, 7))
+    assert taken(tranches, 8) == (8, (Tranche(due_ms=30, amount_wei=4),))
+    assert taken(tranches, 4) == (4, with_tranche(with_tranche((), 30, 5), 20, 3))
     assert taken(tranches, 100) == (12, ())
+
+
+@given(st.data())
+def test_every_payment_that_can_still_be_challenged_can_be_taken_back(data) -> None:
+    """Whatever was taken back before, in whatever order."""
+    now, wait, locked = T0, 600_000, ()
+    open_payments: list[tuple[int, int]] = []  # last instant of the challenge, amount
+    for _ in range(data.draw(st.integers(min_value=1, max_value=30))):
+        now += data.draw(st.integers(min_value=0, max_value=300_000))
+        _, locked = matured(locked, now)
+        open_payments = [(last, amount) for last, amount in open_payments if now < last]
+        if open_payments and data.draw(st.booleans()):
+            number = data.draw(st.integers(min_value=0, max_value=len(open_payments) - 1))
+            _, amount = open_payments.pop(number)
+            got, locked = taken(locked, amount)
+            assert got == amount
+        else:
+            amount = data.draw(st.integers(min_value=1, max_value=1_000))
+            locked = with_tranche(locked, due_ms(now, wait), amount)
+            open_payments.append((now + wait, amount))
+        assert total_wei(locked) >= sum(amount for _, amount in open_payments)
 
 
 def test_evidence_fades_and_counts() -> None:

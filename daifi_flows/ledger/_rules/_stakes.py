@@ -57,7 +57,7 @@ def lock(ctx: Context, address: str, amount_wei: int, reason: str) -> tuple[Paym
 
 
 def seize(ctx: Context, address: str, amount_wei: int) -> int:
-    """Take back locked money, latest due first; what was there, up to the amount.
+    """Take back locked money, earliest due first; what was there, up to the amount.
 
     The caller says where it goes: to a dispute's escrow, or back to the buyer.
     """
