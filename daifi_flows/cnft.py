@@ -619,9 +619,9 @@ class BlockHeader(Noun):
     state_root: Bytes32
     timestamp_ms: Uint
     proposer: Address
-    builder: Address = "0x0000000000000000000000000000000000000000"
-    beacon: Bytes32 = bytes(32)
-    round: Uint = 0
+    builder: Address
+    beacon: Bytes32
+    round: Uint
     epoch: Uint
     committee: Bytes32
     history_root: Bytes32

@@ -18,9 +18,10 @@ from typing import Final, TypeVar
 from daifi_flows.cnft import Receipt
 from daifi_flows.errors import LedgerError, LedgerUnavailable, TransactionRefused
 from daifi_flows.keys import Account
+from daifi_flows.ledger._auction import Fault
 from daifi_flows.ledger._blocks import inclusions
 from daifi_flows.ledger._certifier import Certifier, Collected, collect
-from daifi_flows.ledger._chain import Chain, Pending
+from daifi_flows.ledger._chain import MAX_PENDING_TXS, Chain, Pending
 from daifi_flows.ledger._params import Genesis
 from daifi_flows.ledger._proposing import BuilderPort, Proposing
 from daifi_flows.ledger._reads import LastFinal, LedgerReads
@@ -102,6 +103,8 @@ class LedgerService(LedgerReads):
         self._snapshots = snapshots
         self._probe = probe
         self._waiters: dict[bytes, asyncio.Future[None]] = {}
+        self._left_out: dict[bytes, TransactionRefused] = {}
+        """Why accepted transactions were refused on top of another builder's block."""
         self._receipts = {}
         self._stalled = ""
         self._broken: LedgerError | None = None
@@ -200,6 +203,7 @@ class LedgerService(LedgerReads):
         except TransactionRefused:
             self._counts["refused"] += 1
             raise
+        self._left_out.pop(tx_id, None)
         if tx_id not in self._waiters:
             self._counts["accepted"] += 1
             self._waiters[tx_id] = asyncio.get_running_loop().create_future()
@@ -244,7 +248,8 @@ class LedgerService(LedgerReads):
         """The receipt of an accepted transaction, once its block is final.
 
         Raises:
-            TransactionRefused: ``unknown``: it was never accepted, or was lost in a restart.
+            TransactionRefused: ``unknown``: it was never accepted, or was lost in a restart; or
+                why it is refused on top of another builder's block that came before it.
             LedgerUnavailable: no certificate yet; the transaction may still become final.
         """
         waiter = self._waiters.get(tx_id)
@@ -258,6 +263,8 @@ class LedgerService(LedgerReads):
                     "no certificate yet for the block with this transaction "
                     f"({self._stalled or 'seats have not answered'}); it may still become final"
                 ) from None
+        if (why := self._left_out.get(tx_id)) is not None:
+            raise why
         return await self.receipt(tx_id)
 
     async def submit(self, raw: bytes) -> Receipt:
@@ -346,6 +353,9 @@ class LedgerService(LedgerReads):
             f"block {height} is not proposed yet", lambda: self._proposing.prepare(self._chain)
         )
         for tx, why in dropped:
+            while len(self._left_out) >= MAX_PENDING_TXS:
+                del self._left_out[next(iter(self._left_out))]
+            self._left_out[tx] = why
             if (waiter := self._waiters.pop(tx, None)) is not None and not waiter.done():
                 waiter.set_exception(why)
                 waiter.exception()  # nobody may be waiting: do not warn about it
@@ -383,6 +393,11 @@ class LedgerService(LedgerReads):
                 waiter.set_exception(error)
                 waiter.exception()  # nobody may be waiting: do not warn about it
         self._waiters.clear()
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """What builders and proposers did wrong while this ran, with evidence."""
+        return self._proposing.faults
 
     # Reading
 

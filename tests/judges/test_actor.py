@@ -51,7 +51,8 @@ def header(height: int) -> BlockHeader:
     zero = bytes(32)
     return BlockHeader(
         ledger_id=zero, height=height, parent=zero, tx_root=zero, receipt_root=zero,
-        state_root=zero, timestamp_ms=0, proposer=Account.from_seed(b"p").address, epoch=0,
+        state_root=zero, timestamp_ms=0, proposer=Account.from_seed(b"p").address, builder=Account.from_seed(b"p").address,
+        beacon=zero, round=0, epoch=0,
         committee=zero, history_root=zero, history_size=0,
     )  # fmt: skip
 
@@ -183,7 +184,7 @@ async def test_a_restarted_host_catches_up_and_certifies_from_another_process(
     ray.kill(proposer)
     message = QuorumCertificate.message(header(9).digest)
     assert len(partials) >= 14
-    for index, signature in partials:
+    for index, signature, _ in partials:
         assert verify_bls(seats.committee.seats[index].public, message, signature)
 
 

@@ -17,6 +17,7 @@ from daifi_flows.cnft import (
     VoteChoice,
     VoteCommit,
     VoteReveal,
+    beacon_message,
 )
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import CommitteeError, LedgerError
@@ -282,7 +283,8 @@ def header(height: int, timestamp_ms: int = 0) -> BlockHeader:
     zero = bytes(32)
     return BlockHeader(
         ledger_id=zero, height=height, parent=zero, tx_root=zero, receipt_root=zero,
-        state_root=zero, timestamp_ms=timestamp_ms, proposer=Account.from_seed(b"p").address,
+        state_root=zero, timestamp_ms=timestamp_ms, proposer=Account.from_seed(b"p").address, builder=Account.from_seed(b"p").address,
+        beacon=zero, round=0,
         epoch=0, committee=zero, history_root=zero, history_size=0,
     )  # fmt: skip
 
@@ -332,10 +334,12 @@ async def test_lagging_hosts_catch_up_page_by_page(hosts_of: Any, seats: Any) ->
     partials = await certifier.certify(header(12), b"12", history)
     assert sorted(asked) == [1, 1, 5, 5, 9, 9]
     message = QuorumCertificate.message(header(12).digest)
-    signatures = dict(partials)
-    assert list(signatures) == list(range(21))
-    for index, signature in partials:
+    assert [index for index, _, _ in partials] == list(range(21))
+    for index, signature, share in partials:
         assert verify_bls(seats.committee.seats[index].public, message, signature)
+        assert verify_bls(
+            seats.committee.seats[index].share, beacon_message(header(12).digest), share
+        )
 
 
 async def test_bad_block_signatures_are_dropped_and_a_restarting_host_is_waited_for(
@@ -350,7 +354,7 @@ async def test_bad_block_signatures_are_dropped_and_a_restarting_host_is_waited_
     certifier = BlockCertifier(hosts, seats.committee, timeout_s=20)
     partials = await certifier.certify(header(1), b"1", history)
     assert hosts[1].restarts == 2
-    assert [index for index, _ in partials] == list(range(6, 21))
+    assert [index for index, _, _ in partials] == list(range(6, 21))
     hosts[2].down = True
     short = BlockCertifier(hosts, seats.committee, timeout_s=0.5)
     assert len(await short.certify(header(1), b"1", history)) == 8  # the ledger wants 14
