@@ -283,7 +283,8 @@ def header(height: int, timestamp_ms: int = 0) -> BlockHeader:
     zero = bytes(32)
     return BlockHeader(
         ledger_id=zero, height=height, parent=zero, tx_root=zero, receipt_root=zero,
-        state_root=zero, timestamp_ms=timestamp_ms, proposer=Account.from_seed(b"p").address, builder=Account.from_seed(b"p").address,
+        state_root=zero, timestamp_ms=timestamp_ms, proposer=Account.from_seed(b"p").address,
+        builder=Account.from_seed(b"p").address,
         beacon=zero, round=0,
         epoch=0, committee=zero, history_root=zero, history_size=0,
     )  # fmt: skip
