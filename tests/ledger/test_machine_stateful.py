@@ -461,6 +461,7 @@ from daifi_flows.cnft import Decision
 from daifi_flows.ledger import Params
 import ledger_kinds as t
 from daifi_flows.ledger._blocks import build, genesis_header
+from daifi_flows.ledger._seal import open_slot
 from daifi_flows.ledger._machine import BlockEnv, Machine
 from daifi_flows.ledger._state import Layer
 from daifi_flows.merkle import MountainRange
@@ -487,8 +488,9 @@ for i in range(4):
         do(t.Stake, NODE, amount_wei=DAI)
     else:
         do(t.Settle, BUYER, attestation=attest(spec), metadata=bytes(32))
-header = build(GENESIS, head, trie, MountainRange(), layer, transactions=raws,
-               receipts=receipts, timestamp_ms=T0 + 1).header
+slot = open_slot(COMMITTEE, head, base, bytes(32), 0)
+header = build(slot, trie, MountainRange(), layer, builder=BUYER.address, bid_wei=DAI,
+               transactions=raws, receipts=receipts, timestamp_ms=T0 + 1).header
 print(json.dumps({"hash": header.digest.hex(), "txs": len(raws)}))
 """
 
