@@ -165,9 +165,10 @@ EVIDENCE_ONE: Final = 1_000_000
 """One judged execution, in the fixed point of decayed evidence."""
 
 
-def decayed(evidence: int, elapsed_ms: int, half_life_ms: int) -> int:
-    """Evidence after ``elapsed_ms``: halved each ``half_life_ms``, rounded down."""
-    return evidence * half_power(elapsed_ms, half_life_ms) >> 128
+def decayed(evidence: Sequence[int], elapsed_ms: int, half_life_ms: int) -> tuple[int, ...]:
+    """Evidence after ``elapsed_ms``: halved each ``half_life_ms``, each part rounded down."""
+    factor = half_power(elapsed_ms, half_life_ms)
+    return tuple(part * factor >> 128 for part in evidence)
 
 
 def reputation_ppm(accepted: int, rejected: int) -> int:

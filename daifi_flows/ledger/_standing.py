@@ -37,12 +37,12 @@ class Standing(Noun):
         elapsed = now_ms - self.at_ms
         if elapsed <= 0:
             return self
-        return type(self)(
-            accepted_e6=decayed(self.accepted_e6, elapsed, half_life_ms),
-            rejected_e6=decayed(self.rejected_e6, elapsed, half_life_ms),
-            mflop=decayed(self.mflop, elapsed, half_life_ms),
-            at_ms=now_ms,
+        if not (self.accepted_e6 or self.rejected_e6 or self.mflop):
+            return type(self)(at_ms=now_ms)
+        accepted, rejected, mflop = decayed(
+            (self.accepted_e6, self.rejected_e6, self.mflop), elapsed, half_life_ms
         )
+        return type(self)(accepted_e6=accepted, rejected_e6=rejected, mflop=mflop, at_ms=now_ms)
 
     def with_accepted(self, mflop: int) -> Self:
         """With one accepted execution more, and its work."""

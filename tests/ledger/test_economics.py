@@ -258,8 +258,9 @@ def test_reputation_is_the_decayed_beta_mean(judged: list[tuple[bool, int]]) -> 
     exact_accepted = exact_rejected = Fraction(0)
     for good, waited in judged:
         factor = Fraction(half_power(waited, half_life), ONE)
-        accepted = e.decayed(accepted, waited, half_life) + (e.EVIDENCE_ONE if good else 0)
-        rejected = e.decayed(rejected, waited, half_life) + (0 if good else e.EVIDENCE_ONE)
+        accepted, rejected = e.decayed((accepted, rejected), waited, half_life)
+        accepted += e.EVIDENCE_ONE if good else 0
+        rejected += 0 if good else e.EVIDENCE_ONE
         exact_accepted = exact_accepted * factor + good
         exact_rejected = exact_rejected * factor + (not good)
     exact = (exact_accepted + 1) / (exact_accepted + exact_rejected + 2)
@@ -275,12 +276,9 @@ def test_reputation_by_hand(accepted: int, rejected: int, ppm: int) -> None:
 
 
 def test_evidence_halves_and_forgetting_leads_back_to_one_half() -> None:
-    assert e.decayed(8 * e.EVIDENCE_ONE, 3_000, 1_000) == e.EVIDENCE_ONE
-    good, bad = 100 * e.EVIDENCE_ONE, 50 * e.EVIDENCE_ONE
-    standing = [
-        e.reputation_ppm(e.decayed(good, t, 1_000), e.decayed(bad, t, 1_000))
-        for t in range(0, 200_000, 500)
-    ]
+    assert e.decayed((8 * e.EVIDENCE_ONE, 1), 3_000, 1_000) == (e.EVIDENCE_ONE, 0)
+    judged = 100 * e.EVIDENCE_ONE, 50 * e.EVIDENCE_ONE
+    standing = [e.reputation_ppm(*e.decayed(judged, t, 1_000)) for t in range(0, 200_000, 500)]
     assert standing[0] == 101 * PPM // 152
     assert standing[-1] == PPM // 2
 
