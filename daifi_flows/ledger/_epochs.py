@@ -79,6 +79,7 @@ class NodeEpochRecord(Record):
         squares_ms2: sum of their squares.
         weight: P, in ΣP of the epoch.
         held: open disputes over outputs of this epoch; no claim before they are decided.
+        free_ms: no claim before this instant: a dispute that stayed open gave more time for others.
         forfeited: 1 when an output of this epoch was proven wrong; the weight stays 0.
     """
 
@@ -91,6 +92,7 @@ class NodeEpochRecord(Record):
     squares_ms2: Uint = 0
     weight: Uint = 0
     held: Uint = 0
+    free_ms: Uint = 0
     forfeited: _Flag = 0
 
     def key(self) -> bytes:

@@ -328,11 +328,29 @@ def test_what_is_forfeited_before_closing_goes_to_the_others() -> None:
     assert receipt.payments[0].amount_wei == emission(0)
 
 
+def test_a_dispute_that_stayed_open_delays_the_claim() -> None:
+    work = Work()
+    work.offer(NODE)
+    work.execute()
+    work.now = T0 + HOUR + CHALLENGE
+    work.do(t.CloseEpoch, STRANGER, epoch=0)
+    ctx = work.context()
+    _work.delay_reward(ctx, NODE.address, 0, work.now + 5)
+    _work.delay_reward(ctx, NODE.address, 0, work.now + 3)  # never sooner
+    ctx.layer.merge_down()
+    work.now += 4
+    said = work.refusal("bad-state", t.ClaimReward, epoch=0, node=NODE.address)
+    assert str(work.now + 1) in said
+    work.now += 1
+    work.do(t.ClaimReward, STRANGER, epoch=0, node=NODE.address)
+
+
 def test_holding_what_is_not_there_changes_nothing() -> None:
     work = Work()
     ctx = work.context()
     for change in (_work.hold_reward, _work.let_go_reward, _work.forfeit_reward):
         change(ctx, NODE.address, 0)
+    _work.delay_reward(ctx, NODE.address, 0, 10)
     assert ctx.layer.changes == {}
 
 

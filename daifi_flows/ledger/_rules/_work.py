@@ -17,6 +17,7 @@ from daifi_flows.ledger._rules._context import Context
 from daifi_flows.ledger._state import Base
 
 __all__ = [
+    "delay_reward",
     "epoch_of",
     "forfeit_reward",
     "hold_reward",
@@ -198,6 +199,13 @@ def let_go_reward(ctx: Context, node: str, epoch: int) -> None:
     part = ctx.layer.find(NodeEpochRecord, node_epoch_key(node, epoch))
     if part is not None and part.held:
         ctx.layer.put(part.model_copy(update={"held": part.held - 1}))
+
+
+def delay_reward(ctx: Context, node: str, epoch: int, until_ms: int) -> None:
+    """Keep a node from claiming an epoch before an output of it can no longer be disputed."""
+    part = ctx.layer.find(NodeEpochRecord, node_epoch_key(node, epoch))
+    if part is not None and part.free_ms < until_ms:
+        ctx.layer.put(part.model_copy(update={"free_ms": until_ms}))
 
 
 def forfeit_reward(ctx: Context, node: str, epoch: int) -> None:

@@ -17,6 +17,7 @@ from daifi_flows.ledger._rules._quorum import require_quorum
 from daifi_flows.ledger._rules._stakes import lock, seize, slash
 from daifi_flows.ledger._rules._tasks import require_state, require_task
 from daifi_flows.ledger._rules._work import (
+    delay_reward,
     epoch_of,
     forfeit_reward,
     hold_reward,
@@ -184,7 +185,9 @@ def _leave_open(ctx: Context, task: TaskRecord, record: DisputeRecord) -> tuple[
     left_ms = task.challenge_until_ms - record.opened_ms
     payments = ctx.credit(record.challenger, record.bond_wei, "bond")
     payments += lock(ctx, task.node, record.held_wei, "node")
-    ctx.layer.put(task.model_copy(update={"challenge_until_ms": ctx.now_ms + left_ms}))
+    until_ms = ctx.now_ms + left_ms
+    delay_reward(ctx, task.node, epoch_of(ctx, task.settled_ms), until_ms)
+    ctx.layer.put(task.model_copy(update={"challenge_until_ms": until_ms}))
     return payments
 
 

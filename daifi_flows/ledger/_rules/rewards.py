@@ -49,6 +49,12 @@ def claim_reward(ctx: Context, tx: ClaimReward) -> Facts:
         refuse("bad-state", f"epoch {tx.epoch} is not closed; close it first")
     if part.held:
         refuse("bad-state", f"an output of {tx.node} in epoch {tx.epoch} is disputed; claim later")
+    if ctx.now_ms < part.free_ms:
+        refuse(
+            "bad-state",
+            f"an output of {tx.node} in epoch {tx.epoch} can be disputed until {part.free_ms} ms; "
+            "claim later",
+        )
     amount_wei = reward_wei(pool.emission_wei, part.weight, pool.weights)
     left_wei = pool.pool_wei - amount_wei
     payments: tuple[Payment, ...] = ctx.credit(tx.node, amount_wei, "reward")
