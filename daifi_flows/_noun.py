@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Final, Self
@@ -91,11 +92,29 @@ class Noun(BaseModel):
 
     def plain(self) -> dict[str, Any]:
         """Maps, lists, integers, bytes and text, ready for :func:`encoding.canonical`."""
-        return {
-            name: _plain(name, value)
-            for name in type(self).model_fields
-            if (value := getattr(self, name)) is not None
-        }
+        values, found = self.__dict__, dict[str, Any]()
+        for name, is_wei in _names(type(self)):
+            value = values[name]
+            kind = type(value)
+            if kind is bytes or kind is str:
+                found[name] = value
+            elif kind is int:
+                found[name] = value.to_bytes(32, "big") if is_wei else value
+            elif value is not None:
+                found[name] = _plain(name, value)
+        return found
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields changed, which are not checked (as pydantic's, but sooner)."""
+        if deep or self.model_extra is not None:
+            return super().model_copy(update=update, deep=deep)
+        copied = object.__new__(type(self))
+        update = update or {}
+        _set(copied, "__dict__", {**self.__dict__, **update})
+        _set(copied, "__pydantic_fields_set__", self.__pydantic_fields_set__.union(update))
+        _set(copied, "__pydantic_extra__", None)
+        _set(copied, "__pydantic_private__", None)
+        return copied
 
     def canonical(self) -> bytes:
         """The DAG-CBOR that is hashed and signed."""
@@ -135,6 +154,15 @@ class Noun(BaseModel):
             for name in type(self).model_fields
             if (value := getattr(self, name)) is not None
         }
+
+
+_set: Final = object.__setattr__  # nouns refuse to be changed
+
+
+@lru_cache(maxsize=1024)
+def _names(noun: type[Noun]) -> tuple[tuple[str, bool], ...]:
+    """A noun's fields, and which of them are amounts."""
+    return tuple((name, name.endswith("_wei")) for name in noun.model_fields)
 
 
 def _plain(name: str, value: Any) -> Any:

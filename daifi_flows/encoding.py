@@ -12,7 +12,7 @@ import base64
 import hashlib
 import json
 import re
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import libipld
 import tiny_keccak
@@ -58,9 +58,14 @@ def tagged_hash(tag: str, value: Any) -> bytes:
     return keccak256(tag.encode() + canonical(value))
 
 
+_ATOMS: Final = frozenset({int, str, bytes})
+_TEXT: Final = frozenset({str})
+_DEEPEST: Final = 64
+
+
 def _check_plain(value: Any, depth: int = 0) -> None:
-    if depth > 64:
-        raise EncodingError("value is nested deeper than 64 levels; flatten it")
+    if depth > _DEEPEST:
+        raise EncodingError(f"value is nested deeper than {_DEEPEST} levels; flatten it")
     if isinstance(value, bool) or value is None or isinstance(value, float):
         raise EncodingError(
             f"{type(value).__name__} {value!r} cannot be hashed: use integers, bytes and text"
@@ -68,16 +73,24 @@ def _check_plain(value: Any, depth: int = 0) -> None:
     if isinstance(value, int | str | bytes):
         return
     if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise EncodingError(f"map key {key!r} is not text")
-            _check_plain(item, depth + 1)
+        found = cast("dict[Any, Any]", value)
+        # Most maps and lists hold nothing but atoms: a C loop each finds that out.
+        if not _TEXT.issuperset(map(type, found)):
+            for key in found:
+                if not isinstance(key, str):
+                    raise EncodingError(f"map key {key!r} is not text")
+        items = found.values()
+    elif isinstance(value, list | tuple):
+        items = cast("list[Any]", value)
+    else:
+        raise EncodingError(
+            f"{type(value).__name__} cannot be hashed: use integers, bytes and text"
+        )
+    if depth < _DEEPEST and _ATOMS.issuperset(map(type, items)):
         return
-    if isinstance(value, list | tuple):
-        for item in value:
+    for item in items:
+        if depth == _DEEPEST or type(item) not in _ATOMS:
             _check_plain(item, depth + 1)
-        return
-    raise EncodingError(f"{type(value).__name__} cannot be hashed: use integers, bytes and text")
 
 
 def canonical(value: Any) -> bytes:

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from blspy import G1Element, G2Element, PopSchemeMPL, PrivateKey
+from coincurve import PublicKey
 from eth_keys.backends.coincurve import CoinCurveECCBackend
 from eth_keys.datatypes import PrivateKey as EthPrivateKey
-from eth_keys.datatypes import Signature as EthSignature
-from eth_keys.exceptions import BadSignature
-from eth_utils.exceptions import ValidationError
+from eth_utils.address import to_checksum_address
 from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey as BoxPrivateKey
 from nacl.public import PublicKey as BoxPublicKey
@@ -158,11 +157,18 @@ def recover_address(digest: bytes, signature: bytes) -> str:
         raise KeyMaterialError("signature is not 65 bytes r, s, v with v of 27 or 28")
     if int.from_bytes(signature[32:64], "big") > _SECP256K1_HALF_N:
         raise KeyMaterialError("signature has a high s: it was malleated")
+    compact = signature[:64] + (b"\x00" if signature[64] == 27 else b"\x01")
     try:
-        parsed = EthSignature(signature[:64] + bytes([signature[64] - 27]), backend=_BACKEND)
-        return parsed.recover_public_key_from_msg_hash(digest).to_checksum_address()
-    except (BadSignature, ValidationError, ValueError) as error:
+        key = PublicKey.from_signature_and_message(compact, digest, hasher=None)
+    except ValueError as error:  # coincurve raises no other, whatever the bytes
         raise KeyMaterialError("signature does not recover to any key") from error
+    return _checksummed(keccak256(key.format(compressed=False)[1:])[12:])
+
+
+@lru_cache(maxsize=65_536)  # a chain names few accounts, and each many times
+def _checksummed(address: bytes) -> str:
+    """EIP-55 text of 20 bytes."""
+    return to_checksum_address(address)
 
 
 @dataclass(frozen=True)
