@@ -337,3 +337,16 @@ def test_offers_and_their_withdrawal_share_a_mark() -> None:
     retire = t.Retire(sender=NODE.address, nonce=1)
     assert register.mark() == retire.mark() and retire.repeatable
     assert register.intent() != retire.intent()
+
+
+def test_a_node_is_only_given_models_it_offers() -> None:
+    bench = Bench()
+    spec = bench.reach(TaskState.OPEN)
+    other = info_of(NODE).model_copy(update={"models": (keccak256(b"another model"),)})
+    bench.do(t.Register, NODE, info=other)
+    with pytest.raises(TransactionRefused, match="does not offer the task's model") as refused:
+        bench.assign(spec)
+    assert refused.value.details["code"] == "bad-role"
+    both = other.model_copy(update={"models": (*other.models, spec.model.digest)})
+    bench.do(t.Register, NODE, info=both)
+    bench.assign(spec)
