@@ -14,6 +14,7 @@ from daifi_flows.errors import EncodingError, LedgerCorrupted
 from daifi_flows.ledger._bids import AuctionRecord
 from daifi_flows.ledger._disputes import DisputeRecord, OffenceRecord
 from daifi_flows.ledger._epochs import EpochRecord, NodeEpochRecord, ScheduleRecord
+from daifi_flows.ledger._lease import OfferRecord, PoolRecord, ProviderRecord
 from daifi_flows.ledger._market import ListingRecord
 from daifi_flows.ledger._nodes import BlsKeyRecord
 from daifi_flows.ledger._params import Params, ParamsRecord
@@ -56,6 +57,9 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     ListingRecord,
     OperatorRecord,
     ReproductionRecord,
+    PoolRecord,
+    ProviderRecord,
+    OfferRecord,
     RollupRecord,
     ClaimedWord,
     RollupCount,

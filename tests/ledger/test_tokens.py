@@ -16,6 +16,7 @@ from daifi_flows.cnft import PPM, Content, ModelRef, Review, token_id_of
 from daifi_flows.encoding import keccak256, tagged_hash
 from daifi_flows.errors import TransactionRefused
 from daifi_flows.keys import Account
+from daifi_flows.ledger._disputes import DisputeRecord, dispute_key
 from daifi_flows.ledger._origins import (
     Share,
     TokenKind,
@@ -310,16 +311,52 @@ def test_a_repetition_with_the_same_output_is_counted(salted_again: bool) -> Non
         bench.do(t.Reproduce, BUYER, original=first, again=again, **shown)
 
 
-def test_a_repetition_with_another_output_is_recorded() -> None:
-    bench = TokenBench()
+def _contradict(bench: TokenBench, **more: object) -> tuple[bytes, t.Transaction]:
     first, again = bench.mint(0), bench.mint(1, node=OTHER, output=DIFFERENT)
     shown = {"original_output": ANSWER.canonical(), "again_output": DIFFERENT.canonical()}
+    fields = {"original": first, "again": again, **shown, **more}
+    return first, bench.make(t.Contradict, BUYER, **fields)
+
+
+def test_a_repetition_with_another_output_opens_a_dispute() -> None:
+    bench = TokenBench()
+    first, tx = _contradict(bench, bond_wei=2 * DAI)
     with pytest.raises(TransactionRefused, match="send contradict"):
-        bench.do(t.Reproduce, BUYER, original=first, again=again, **shown)
-    bench.do(t.Contradict, BUYER, original=first, again=again, **shown)
+        shown = {"original_output": tx.original_output, "again_output": tx.again_output}
+        bench.do(t.Reproduce, BUYER, original=first, again=tx.again, **shown)
+    before = bench.balance(BUYER)
+    bench.run(tx)
     assert bench.state.token(first).reproductions == 0
     record = bench.state.find(ReproductionRecord, reproduction_key(first, OTHER.address))
     assert record.agrees == 0
+    dispute = bench.state.find(DisputeRecord, dispute_key(make_spec(0).task_id))
+    assert dispute.challenger == BUYER.address and dispute.bond_wei == 2 * DAI
+    assert bench.balance(BUYER) == before - 2 * DAI
+
+
+def test_a_contradiction_that_comes_late_or_second_is_only_recorded() -> None:
+    bench = TokenBench()
+    _, tx = _contradict(bench, bond_wei=2 * DAI)
+    bench.now = bench.state.task(make_spec(0).task_id).challenge_until_ms
+    before = bench.balance(BUYER)
+    bench.run(tx)
+    assert bench.state.find(DisputeRecord, dispute_key(make_spec(0).task_id)) is None
+    assert bench.balance(BUYER) == before
+
+    bench = TokenBench()
+    _, tx = _contradict(bench)
+    fields = {"task_id": make_spec(0).task_id, "number": 0, "evidence": META, "bond_wei": 2 * DAI}
+    bench.do(t.Dispute, OTHER, **fields)
+    bench.run(tx)
+    dispute = bench.state.find(DisputeRecord, dispute_key(make_spec(0).task_id))
+    assert dispute.challenger == OTHER.address
+
+
+def test_a_dispute_needs_its_bond() -> None:
+    bench = TokenBench()
+    _, tx = _contradict(bench)
+    with pytest.raises(TransactionRefused, match="the bond is 0 wei"):
+        bench.run(tx)
 
 
 # Attacks

@@ -18,7 +18,7 @@ from ledger_kit import (
     make_spec,
 )
 
-from daifi_flows.cnft import Content, token_id_of
+from daifi_flows.cnft import Content, Usage, token_id_of
 from daifi_flows.encoding import keccak256
 from daifi_flows.keys import Account
 from daifi_flows.ledger import Genesis
@@ -48,10 +48,11 @@ class TokenBench(Bench):
         node: Account = NODE,
         output: Content = ANSWER,
         price: int = 2 * DAI,
+        flops: int = 0,
         **changes: object,
     ) -> bytes:
         spec = make_spec(nonce, buyer=buyer.address, **changes)
-        header = make_header(spec, node, output_cid=output.cid)
+        header = make_header(spec, node, output_cid=output.cid, usage=Usage(flops=flops))
         fields = {"task_id": spec.task_id, "attempt": 0}
         self.do(t.Open, buyer, spec=spec)
         self.do(t.Assign, buyer, **fields, node=node.address, price_wei=price)

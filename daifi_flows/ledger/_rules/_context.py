@@ -49,6 +49,8 @@ class Context:
     now_ms: int
     height: int
     beacon: bytes
+    leased: str = ZERO_ADDRESS
+    """The node whose capacity the running lease has bought; it takes tasks at the lease's price."""
 
     @property
     def params(self) -> Params:

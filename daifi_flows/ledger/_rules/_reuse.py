@@ -6,19 +6,23 @@ from collections.abc import Mapping
 from typing import Final
 
 from daifi_flows.cnft import Content, token_id_of
-from daifi_flows.encoding import cid_of
+from daifi_flows.encoding import cid_of, tagged_hash
 from daifi_flows.errors import EncodingError, TransactionRefused
+from daifi_flows.ledger._disputes import DisputeRecord, dispute_key
 from daifi_flows.ledger._economics import royalty_wei
 from daifi_flows.ledger._origins import Origin, TokenKind, reference_id_of, work_of
-from daifi_flows.ledger._records import TokenRecord
+from daifi_flows.ledger._params import MAX_DISPUTES
+from daifi_flows.ledger._records import TaskRecord, TaskState, TokenRecord
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
 from daifi_flows.ledger._rules._minting import (
     holder_of,
     require_sound,
     require_token,
 )
+from daifi_flows.ledger._rules.disputes import dispute
 from daifi_flows.ledger._tokens import ReproductionRecord, reproduction_key
 from daifi_flows.ledger._tx import Transaction
+from daifi_flows.ledger._tx.disputes import Dispute
 from daifi_flows.ledger._tx.tokens import (
     MAX_OPENING_BYTES,
     Contradict,
@@ -184,14 +188,41 @@ def _repeat(ctx: Context, tx: Reproduce | Contradict, *, agrees: bool) -> Facts:
     }
 
 
+def _open_to_dispute(ctx: Context, task: TaskRecord) -> bool:
+    return (
+        task.state is TaskState.SETTLED
+        and ctx.now_ms < task.challenge_until_ms
+        and task.disputes < MAX_DISPUTES
+        and ctx.layer.find(DisputeRecord, dispute_key(task.task_id)) is None
+    )
+
+
 def reproduce(ctx: Context, tx: Reproduce) -> Facts:
     """Count one more node that got the same output."""
     return _repeat(ctx, tx, agrees=True)
 
 
 def contradict(ctx: Context, tx: Contradict) -> Facts:
-    """Record that a node got another output from the same work."""
-    return _repeat(ctx, tx, agrees=False)
+    """Record that a node got another output from the same work, and open the dispute about the
+    original's output where one can be opened.
+
+    Two outputs that differ show that one of them may be wrong, and where a scheme tolerates
+    rounding not even that: the committee decides.
+    """
+    facts = _repeat(ctx, tx, agrees=False)
+    task = ctx.layer.task(require_token(ctx, tx.original).task_id)
+    if task is not None and _open_to_dispute(ctx, task):
+        evidence = {"again": tx.again, "outputs": [tx.original_output, tx.again_output]}
+        challenge = Dispute(
+            sender=tx.sender,
+            nonce=tx.nonce,
+            task_id=task.task_id,
+            number=task.disputes,
+            bond_wei=tx.bond_wei,
+            evidence=tagged_hash("daifi/contradiction/1", evidence),
+        )
+        dispute(ctx, challenge)
+    return facts
 
 
 RULES: Final[Mapping[type[Transaction], Rule]] = {

@@ -102,7 +102,7 @@ def assign(ctx: Context, tx: Assign) -> Facts:
             f"price {tx.price_wei} wei is over the task's maximum of {task.escrow_wei}",
         )
     eta_ms, payments = award(ctx, task, tx.node, tx.price_wei)
-    if eta_ms == 0:
+    if eta_ms == 0 and tx.node != ctx.leased:
         _check_direct(ctx, task, node.registered, tx.price_wei)
     open_ms = task.spec.deadline_ms + params.vouching_ms
     if open_ms > ctx.now_ms + params.staking.unbonding_ms:

@@ -147,9 +147,16 @@ class Reproduce(_Repetition):
 
 class Contradict(_Repetition):
     """Show that another node's execution of the same work gave another output: the contents of
-    both must be shown, since equal contents have different salted commitments."""
+    both must be shown, since equal contents have different salted commitments.
+
+    While the original's output can be challenged, this opens the dispute about it.
+
+    Attributes:
+        bond_wei: the bond of that dispute; not taken where none is opened.
+    """
 
     kind: ClassVar[str] = "contradict"
+    bond_wei: Wei = 0
 
 
 KINDS: Final[tuple[type[Transaction], ...]] = (
