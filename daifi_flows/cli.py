@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from daifi_flows._ledger_cli import app as ledger_app
 from daifi_flows.errors import ConfigError, DaifiError
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(ledger_app)
 
 Home = Annotated[Path | None, typer.Option(help="Ledgers, keys and caches (or DAIFI_HOME).")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and library logs.")]
@@ -258,11 +261,17 @@ def audit(
     ledger: Annotated[
         Path | None, typer.Argument(help="Ledger file (default: every ledger under home).")
     ] = None,
+    from_height: Annotated[
+        int,
+        typer.Option(
+            "--from", min=1, help="First block to execute, if a snapshot before it is there."
+        ),
+    ] = 1,
     json_output: Json = False,
     home: Home = None,
     debug: Debug = False,
 ) -> None:
-    """Replay ledgers from genesis: every signature, root, certificate and balance."""
+    """Replay ledgers: every signature, root, certificate, receipt and balance."""
     _quiet(debug)
     from daifi_flows.ledger import audit as audit_ledger
     from daifi_flows.settings import Settings
@@ -275,12 +284,13 @@ def audit(
     for path in paths:
         if not path.is_file():
             raise ConfigError(f"ledger file {path} is not there")
-        report = audit_ledger(path)
+        report = audit_ledger(path, from_height)
         reports.append({"path": str(path), **report.jsonable()})
         if not json_output:
             conserved = "supply conserved" if report.supply.conserved else "SUPPLY NOT CONSERVED"
             print(
-                f"{path}: clean: {report.height} blocks, {report.transactions} transactions, "
+                f"{path}: clean: blocks {report.first} to {report.height}, "
+                f"{report.transactions} transactions, "
                 f"{report.tokens} tokens, {conserved}, head 0x{report.head.hex()[:16]}…"
             )
     if json_output:

@@ -227,6 +227,11 @@ class MountainRange:
         """How many hashes appending has given so far: the next one's position."""
         return _count(self.size)
 
+    @property
+    def peak_positions(self) -> tuple[int, ...]:
+        """Where the peaks are among the stored hashes: what :meth:`load` reads."""
+        return tuple(_position(*peak) for peak in _peaks(self.size))
+
     def append(self, hashes: Iterable[bytes]) -> tuple[MountainRange, list[bytes]]:
         """The range after more leaves (:func:`leaf_hash` of each), and the hashes to store, at
         positions :attr:`stored` and on; this range is unchanged."""

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from daifi_flows.ledger._audit import AuditReport, audit
     from daifi_flows.ledger._certifier import Certifier, History
     from daifi_flows.ledger._client import LedgerClient
+    from daifi_flows.ledger._export import export_ledger, import_ledger
+    from daifi_flows.ledger._follower import BlockSource, Follower
     from daifi_flows.ledger._params import Allocation, Genesis, Params
     from daifi_flows.ledger._records import (
         AccountRecord,
@@ -21,13 +23,17 @@ if TYPE_CHECKING:
     from daifi_flows.ledger._replica import Replica
     from daifi_flows.ledger._service import LedgerService
     from daifi_flows.ledger._settlement import Settlement
+    from daifi_flows.ledger._store import backup_ledger
+    from daifi_flows.ledger._trie import StateProof, verify_state
     from daifi_flows.ledger.actor import LedgerActor, RayLedger
 
 __all__ = [
     "AccountRecord",
     "Allocation",
     "AuditReport",
+    "BlockSource",
     "Certifier",
+    "Follower",
     "Genesis",
     "History",
     "LedgerActor",
@@ -38,14 +44,26 @@ __all__ = [
     "RayLedger",
     "Replica",
     "Settlement",
+    "StateProof",
     "SupplyReport",
     "TaskRecord",
     "TaskState",
     "TokenRecord",
     "audit",
+    "backup_ledger",
+    "export_ledger",
+    "import_ledger",
+    "verify_state",
 ]
 
 _HOMES = {
+    "verify_state": "_trie",
+    "StateProof": "_trie",
+    "BlockSource": "_follower",
+    "Follower": "_follower",
+    "backup_ledger": "_store",
+    "import_ledger": "_export",
+    "export_ledger": "_export",
     "AuditReport": "_audit",
     "audit": "_audit",
     "Certifier": "_certifier",

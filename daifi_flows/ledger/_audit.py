@@ -18,7 +18,7 @@ from daifi_flows.ledger._machine import Machine
 from daifi_flows.ledger._records import BUCKETS, SupplyReport, TaskRecord, TokenRecord
 from daifi_flows.ledger._recovery import Certified, verified_block
 from daifi_flows.ledger._service import LedgerService
-from daifi_flows.ledger._snapshot import Snapshot, open_snapshot, snapshots_in
+from daifi_flows.ledger._snapshot import Snapshot, batched, open_snapshot, snapshots_in
 from daifi_flows.ledger._store import Row, Store
 from daifi_flows.ledger._store_base import StoreBase
 from daifi_flows.ledger._store_changes import Changes, changes_of, marks_of, put_changes
@@ -200,13 +200,9 @@ class _Replay:
         return Certified(header, None, StoreBase(self._scratch, trie), trie, MountainRange()), 1
 
     def _from_snapshot(self, snapshot: Snapshot) -> Certified:
-        batch: dict[bytes, bytes | None] = {}
-        for key, value in snapshot.entries():
-            batch[key] = value
-            if len(batch) == 4096:
-                self._scratch.put(Changes(entries=batch, summaries={}), 0)
-                batch = {}
-        self._scratch.put(Changes(entries=batch, summaries=snapshot.summaries), 0)
+        for some in batched(snapshot.entries()):
+            self._scratch.put(Changes(entries=dict(some), summaries={}), 0)
+        self._scratch.put(Changes(entries={}, summaries=snapshot.summaries), 0)
         trie = Trie.restore(snapshot.summaries.items(), self._scratch.bucket)
         return Certified(
             snapshot.header,

@@ -15,7 +15,7 @@ from daifi_flows.cnft import (
     Receipt,
 )
 from daifi_flows.encoding import keccak256
-from daifi_flows.errors import LedgerCorrupted, TransactionRefused
+from daifi_flows.errors import LedgerCorrupted, LedgerUnavailable, TransactionRefused
 from daifi_flows.history import HistoryProof
 from daifi_flows.ledger._blocks import CertifiedBlock, inclusions
 from daifi_flows.ledger._economics import surged_wei
@@ -193,11 +193,20 @@ class LedgerReads(ABC):
         return self._store.node(position)
 
     async def history(self, from_height: int) -> Sequence[bytes]:
-        """Certified blocks from a height on, at most 256 and, beyond the first, 16 MiB."""
-        last = min(self._final().header.height, from_height + _HISTORY - 1)
+        """Certified blocks from a height on, at most 256 and, beyond the first, 16 MiB.
+
+        Raises:
+            LedgerUnavailable: this file began with a later snapshot.
+        """
+        first = max(1, from_height)
+        if first <= self._store.origin:
+            raise LedgerUnavailable(
+                f"{self.path} has blocks after {self._store.origin} only; ask one that has all"
+            )
+        last = min(self._final().header.height, first + _HISTORY - 1)
         found: list[bytes] = []
         total = 0
-        for row in self._store.rows(max(1, from_height), last):
+        for row in self._store.rows(first, last):
             if row.certificate is None:
                 raise damaged(self.path, "the block lost its certificate", row.height)
             found.append(CertifiedBlock(block=row.block, certificate=row.certificate).canonical())

@@ -6,7 +6,9 @@ them with what a quorum signed; entries are checked against the same roots when 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from daifi_flows.cnft import BlockHeader, QuorumCertificate
 from daifi_flows.errors import LedgerError
@@ -18,15 +20,25 @@ from daifi_flows.ledger._blocks import (
     reexecute,
 )
 from daifi_flows.ledger._machine import Machine
+from daifi_flows.ledger._snapshot import Snapshot, batched, open_snapshot
 from daifi_flows.ledger._store import Row, Store
 from daifi_flows.ledger._store_base import StoreBase
-from daifi_flows.ledger._store_changes import Changes, changes_of, marks_of
+from daifi_flows.ledger._store_changes import Changes, changes_of, marks_of, nodes_in
 from daifi_flows.ledger._store_reads import StoreReads
 from daifi_flows.ledger._store_schema import damaged
 from daifi_flows.ledger._trie import Trie
 from daifi_flows.merkle import MountainRange
 
-__all__ = ["Certified", "certified_state", "follow_block", "journaled_row", "verified_block"]
+__all__ = [
+    "Certified",
+    "Verified",
+    "certified_state",
+    "follow_block",
+    "journaled_row",
+    "seed_from",
+    "verified",
+    "verified_block",
+]
 
 
 @dataclass
@@ -56,9 +68,8 @@ def certified_state(store: Store, machine: Machine) -> Certified:
     header, genesis_base, genesis_trie = genesis_header(machine)
     head = store.head()
     if head is None and store.meta("seeded") is None:
-        store.seed(
-            Changes(entries=genesis_base.encoded(), summaries=dict(genesis_trie.summaries()))
-        )
+        summaries = dict(genesis_trie.summaries())
+        store.seed([Changes(entries=genesis_base.encoded(), summaries=summaries)])
     certificate: QuorumCertificate | None = None
     if head is not None:
         header, certificate = head.header, head.certificate
@@ -119,6 +130,55 @@ def verified_block(machine: Machine, at: Certified, block: CertifiedBlock) -> Ca
     return reexecute(machine, at.header, at.trie, at.history, at.base, block.block)
 
 
+def seed_from(store: Store, machine: Machine, path: Path) -> None:
+    """Begin a fresh file with a snapshot instead of genesis.
+
+    Raises:
+        LedgerCorrupted: it is not sound; nothing was written.
+    """
+    with open_snapshot(path, machine.genesis) as snapshot:
+        store.seed(_batches(snapshot), (snapshot.header, snapshot.certificate))
+
+
+def _batches(snapshot: Snapshot) -> Iterator[Changes]:
+    for some in batched(snapshot.entries()):
+        yield Changes(entries=dict(some), summaries={}, nodes=nodes_in(some))
+    history = snapshot.history
+    yield Changes(
+        entries={},
+        summaries=snapshot.summaries,
+        history=dict(zip(history.peak_positions, history.peaks, strict=True)),
+    )
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A certified block that was executed, and what to write of it."""
+
+    block: CertifiedBlock
+    candidate: Candidate
+    changes: Changes
+
+    def write(self, store: Store) -> None:
+        """Write it; its state becomes the file's."""
+        block = self.block.block
+        store.append(
+            block.canonical(),
+            self.candidate.receipts,
+            block.header,
+            self.block.certificate,
+            self.changes,
+            block.term,
+        )
+
+
+def verified(machine: Machine, at: Certified, block: CertifiedBlock) -> Verified:
+    """:func:`verified_block`, with what it changes."""
+    candidate = verified_block(machine, at, block)
+    marks = marks_of(block.block.transactions, candidate.receipts)
+    return Verified(block, candidate, changes_of(candidate, at.history, marks))
+
+
 def follow_block(store: Store, machine: Machine, at: Certified, block: CertifiedBlock) -> None:
     """Verify a certified block, write it and move to it.
 
@@ -126,10 +186,7 @@ def follow_block(store: Store, machine: Machine, at: Certified, block: Certified
         LedgerError: see :func:`verified_block`; nothing changed.
         LedgerUnavailable: the file cannot be written; nothing changed.
     """
-    candidate = verified_block(machine, at, block)
-    marks = marks_of(block.block.transactions, candidate.receipts)
-    changes = changes_of(candidate, at.history, marks)
-    raw = block.block.canonical()
+    found = verified(machine, at, block)
     with store.pinned():
-        store.append(raw, candidate.receipts, candidate.header, block.certificate, changes)
-        at.adopt(candidate, block.certificate)
+        found.write(store)
+        at.adopt(found.candidate, block.certificate)

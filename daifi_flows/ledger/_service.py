@@ -28,11 +28,11 @@ from daifi_flows.ledger._reads import LastFinal, LedgerReads
 from daifi_flows.ledger._records import LedgerHealth
 from daifi_flows.ledger._recovery import certified_state, journaled_row
 from daifi_flows.ledger._snapshot import take_snapshot
-from daifi_flows.ledger._store import Probe, Store, ignore
+from daifi_flows.ledger._store import Probe, Store, backup_ledger, ignore
 from daifi_flows.ledger._store_changes import changes_of
 from daifi_flows.ledger._tx import Transaction, parse_transaction
 
-__all__ = ["LedgerService"]
+__all__ = ["LedgerService", "wall_clock_ms"]
 
 T = TypeVar("T")
 
@@ -42,7 +42,8 @@ _LEAST_RETRY_MS: Final = 50
 """Shortest pause asked of a caller while too many transactions wait."""
 
 
-def _wall_clock_ms() -> int:
+def wall_clock_ms() -> int:
+    """Unix milliseconds."""
     return time.time_ns() // 1_000_000
 
 
@@ -72,7 +73,7 @@ class LedgerService(LedgerReads):
         genesis: Genesis,
         certifier: Certifier,
         *,
-        clock: Callable[[], int] = _wall_clock_ms,
+        clock: Callable[[], int] = wall_clock_ms,
         builder: Account | None = None,
         bid_wei: int = 0,
         builders: Sequence[BuilderPort] = (),
@@ -149,7 +150,12 @@ class LedgerService(LedgerReads):
             at = certified_state(store, chain.machine)
             chain.restore(at.header, at.certificate, at.base, at.trie, at.history)
             row = journaled_row(store, at.header.height)
-            chain.term = store.begin_term()
+            if store.origin > 0:
+                raise LedgerError(
+                    f"ledger file {self.path} began with a snapshot of block {store.origin}: only "
+                    "a file with all blocks can be written"
+                )
+            chain.term = store.begin_term(self._clock())
             if row is not None:
                 chain.readopt(row)
         except BaseException:
@@ -338,9 +344,9 @@ class LedgerService(LedgerReads):
         """Copy the ledger file as it is at one instant, while it is in use.
 
         Raises:
-            LedgerUnavailable: see :meth:`Store.backup`.
+            LedgerUnavailable: there is a target already, or it cannot be written.
         """
-        await asyncio.to_thread(self._store.backup, Path(target))
+        await asyncio.to_thread(backup_ledger, self.path, target, self._probe)
 
     async def _write(self, write: Callable[..., None], *args: object) -> None:
         # Shielded: a cancelled caller must not leave a write half known.
@@ -377,6 +383,8 @@ class LedgerService(LedgerReads):
                 async with asyncio.timeout(self._certify_timeout_s):
                     answer = await ask()
             except Exception as error:  # whatever a certifier raises, the block stays
+                if isinstance(error, LedgerError) and "fenced_by" in error.details:
+                    raise LedgerUnavailable(str(error)) from error
                 self._stalled = str(error) or type(error).__name__
                 _log.warning("%s: %s", what, self._stalled)
                 await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])

@@ -13,6 +13,7 @@ import hashlib
 import logging
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Final
 
@@ -26,11 +27,12 @@ from daifi_flows.ledger._store import Probe, Store, ignore
 from daifi_flows.ledger._trie import OrderedEntries, Trie, leaf_hash
 from daifi_flows.merkle import MountainRange
 
-__all__ = ["Snapshot", "load_newest", "open_snapshot", "snapshots_in", "take_snapshot"]
+__all__ = ["Snapshot", "batched", "load_newest", "open_snapshot", "snapshots_in", "take_snapshot"]
 
 _log = logging.getLogger(__name__)
 _MAGIC: Final = b"daifi-snapshot/1\n"
 _MAX_FRAME: Final = 16 * 1024 * 1024
+_BATCH: Final = 4_096
 
 
 def snapshots_in(folder: Path) -> list[Path]:
@@ -182,6 +184,12 @@ class Snapshot:
         self.summaries = buckets.summaries()
         if Trie.restore(self.summaries.items(), None).root != self.header.state_root:
             raise self._damaged("its state is not its block's")
+
+
+def batched(entries: Iterator[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
+    """Some thousand entries at a time."""
+    while some := list(islice(entries, _BATCH)):
+        yield some
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -37,7 +37,7 @@ from daifi_flows.ledger._store_schema import (
     transaction,
 )
 
-__all__ = ["Mark", "Probe", "Row", "Store", "head_bytes", "ignore"]
+__all__ = ["Mark", "Probe", "Row", "Store", "backup_ledger", "head_bytes", "ignore"]
 
 Probe = Callable[[str], None]
 """Called with the name of each point that a write passes; for tests that stop there."""
@@ -82,6 +82,7 @@ class Store(StoreReads):
             with readable(path):
                 self._open(writable)
                 self.genesis = self._check_genesis(genesis)
+                self._term = self.term
             if writable:
                 self._check_acked()
         except BaseException:
@@ -151,9 +152,9 @@ class Store(StoreReads):
         if mark.height > height:
             raise LedgerCorrupted(
                 f"ledger file {self.path} is older than what it acknowledged: it ends at block "
-                f"{height}, and {mark.height} was final. Fetch the missing blocks from a follower "
-                "(`daifi ledger follow`) or restore a newer backup; a backup is accepted as it is "
-                f"once {self._acked.path.name} is removed, and blocks after it are then lost",
+                f"{height}, and {mark.height} was final. Copy the file of a follower, or restore a "
+                f"newer backup; this one is accepted once {self._acked.path.name} is removed, and "
+                "the blocks after it are then lost to it",
                 height=height + 1,
                 acknowledged=mark.height,
             )
@@ -165,7 +166,7 @@ class Store(StoreReads):
     def _acknowledge(self, height: int, digest: bytes) -> None:
         assert self._acked is not None, "only a writer acknowledges"
         before = self._acked.last
-        term = max(self.term, before.term if before is not None else 0)
+        term = max(self._term, before.term if before is not None else 0)
         self._acked.write(Acked(height, digest, term))
 
     def _put_meta(self, key: str, value: bytes) -> None:
@@ -191,22 +192,28 @@ class Store(StoreReads):
     def begin_term(self, at_least: int = 0) -> int:
         """Start a new writer's term, above every one this file has seen; on disk on return."""
         acked = self._acked.last if self._acked is not None else None
-        term = max(self.term + 1, at_least, acked.term + 1 if acked is not None else 0)
+        term = max(self._term + 1, at_least, acked.term + 1 if acked is not None else 0)
         with readable(self.path), transaction(self._db):
             self._put_meta("term", term.to_bytes(8, "big"))
+        self._term = term
         return term
 
-    def seed(self, changes: Changes, origin: tuple[int, bytes] | None = None) -> None:
+    def seed(
+        self,
+        changes: Iterable[Changes],
+        origin: tuple[BlockHeader, QuorumCertificate] | None = None,
+    ) -> None:
         """Write the first state into a fresh file.
 
         Args:
-            origin: height and head (as ``meta`` has it) of the snapshot it is from.
+            origin: certified block of the snapshot it is from.
         """
         with readable(self.path), transaction(self._db):
+            for each in changes:
+                put_changes(self._db, each, 0)
             if origin is not None:
-                self._put_meta("origin", origin[0].to_bytes(8, "big"))
-                self._put_meta("head", origin[1])
-            put_changes(self._db, changes, 0)
+                self._put_meta("origin", origin[0].height.to_bytes(8, "big"))
+                self._put_meta("head", head_bytes(*origin, GENESIS_LINK))
             self._put_meta("seeded", b"")
         head = self.head()
         if head is not None:
@@ -257,10 +264,12 @@ class Store(StoreReads):
         header: BlockHeader,
         certificate: QuorumCertificate,
         changes: Changes,
+        term: int,
     ) -> None:
         """Write a block that is final already (a follower's, an import's), as one change.
 
-        A block journaled here at that height that never became final gives way to it.
+        A block journaled here at that height that never became final gives way to it. The file
+        remembers the highest ``term`` it has seen.
         """
         self._probe("append:begin")
         leaves = encode_receipts(list(receipts))
@@ -268,7 +277,10 @@ class Store(StoreReads):
             self._db.execute("DELETE FROM blocks WHERE height = ?", (header.height,))
             self._put_block(raw, header.height, leaves)
             self._finalise(header, certificate, changes)
+            if term > self._term:
+                self._put_meta("term", term.to_bytes(8, "big"))
             self._probe("append:written")
+        self._term = max(self._term, term)
         self._acknowledge(header.height, header.digest)
         self._probe("append:acknowledged")
 
@@ -284,36 +296,46 @@ class Store(StoreReads):
         put_changes(self._db, changes, height)
         self._put_meta("head", head_bytes(header, certificate, block_link))
 
-    # Copies
+    def settle(self) -> None:
+        """Fold the log into the file, which then can be moved by itself; nothing may follow."""
+        self._reader.close()
+        with readable(self.path):
+            self._db.execute("PRAGMA journal_mode=DELETE")
 
-    def backup(self, target: Path) -> None:
-        """A copy of the file as it is at one instant, while it is in use; whole or not there.
 
-        Thread-safe: it reads through connections of its own.
+def backup_ledger(path: Path | str, target: Path | str, probe: Probe = ignore) -> None:
+    """A copy of a ledger file as it is at one instant, while it is in use; whole or not there.
 
-        Raises:
-            LedgerUnavailable: there is a file already, or the copy cannot be written.
-        """
-        if target.exists():
-            raise LedgerUnavailable(f"{target} is there already; back up to another name")
-        self._probe("backup:begin")
-        with whole_path(target) as temporary, readable(target):
-            source = connect(f"{self.path.absolute().as_uri()}?mode=ro")
-            copy = connect(f"{temporary.absolute().as_uri()}?mode=rwc")
-            try:
-                source.execute("BEGIN")
-                source.execute("SELECT 1 FROM meta LIMIT 1").fetchone()  # takes the instant
-                source.backup(copy, pages=256, progress=self._copied)
-                # A copy in WAL mode would need a log beside it before it could be opened.
-                copy.execute("PRAGMA journal_mode=DELETE")
-            finally:
-                copy.close()
-                source.close()
-            self._probe("backup:written")
-        self._probe("backup:renamed")
+    Thread-safe. The copy stands for itself: it takes the place of a lost file once the lost one's
+    mark is gone too.
 
-    def _copied(self, _status: int, _remaining: int, _total: int) -> None:
-        self._probe("backup:pages")
+    Raises:
+        LedgerError: there is no such ledger file.
+        LedgerUnavailable: there is a target already, or the copy cannot be written.
+    """
+    path, target = Path(path), Path(target)
+    if target.exists():
+        raise LedgerUnavailable(f"{target} is there already; back up to another name")
+    Store(path, None, writable=False).close()
+
+    def pages(_status: int, _remaining: int, _total: int) -> None:
+        probe("backup:pages")
+
+    probe("backup:begin")
+    with whole_path(target) as temporary, readable(target):
+        source = connect(f"{path.absolute().as_uri()}?mode=ro")
+        copy = connect(f"{temporary.absolute().as_uri()}?mode=rwc")
+        try:
+            source.execute("BEGIN")
+            source.execute("SELECT 1 FROM meta LIMIT 1").fetchone()  # takes the instant
+            source.backup(copy, pages=256, progress=pages)
+            # A copy in WAL mode would need a log beside it before it could be opened.
+            copy.execute("PRAGMA journal_mode=DELETE")
+        finally:
+            copy.close()
+            source.close()
+        probe("backup:written")
+    probe("backup:renamed")
 
 
 def head_bytes(header: BlockHeader, certificate: QuorumCertificate, block_link: bytes) -> bytes:

@@ -10,12 +10,13 @@ from daifi_flows.cnft import TxReceipt
 from daifi_flows.encoding import keccak256
 from daifi_flows.ledger._blocks import Candidate
 from daifi_flows.ledger._records import AccountRecord
+from daifi_flows.ledger._state import decode_entry
 from daifi_flows.ledger._store_schema import Mark, checksum
 from daifi_flows.ledger._trie import Summary, leaf_hash
 from daifi_flows.ledger._tx import parse_transaction
 from daifi_flows.merkle import MountainRange
 
-__all__ = ["Changes", "changes_of", "marks_of", "put_changes"]
+__all__ = ["Changes", "changes_of", "marks_of", "nodes_in", "put_changes"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Changes:
         entries: state entries set (encoded) or removed (``None``).
         summaries: of the buckets they are in.
         txs: hashes of the block's transactions in order.
-        history: new hashes of the receipts' mountain range, and the first one's position.
+        history: new hashes of the receipts' mountain range, by position.
         nodes: state keys of accounts that register as a node (true) or cease to be one.
     """
 
@@ -34,7 +35,7 @@ class Changes:
     summaries: Mapping[int, Summary]
     txs: Sequence[bytes] = ()
     marks: Mapping[bytes, Mark] = field(default_factory=dict[bytes, Mark])
-    history: tuple[int, Sequence[bytes]] = (0, ())
+    history: Mapping[int, bytes] = field(default_factory=dict[int, bytes])
     nodes: Mapping[bytes, bool] = field(default_factory=dict[bytes, bool])
 
 
@@ -57,9 +58,20 @@ def changes_of(candidate: Candidate, before: MountainRange, marks: Mapping[bytes
         summaries=candidate.trie.changed(),
         txs=[receipt.tx for receipt in candidate.receipts],
         marks=marks,
-        history=(before.stored, candidate.nodes),
+        history=dict(enumerate(candidate.nodes, before.stored)),
         nodes=nodes,
     )
+
+
+def nodes_in(entries: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bool]:
+    """Which of these state entries are accounts registered as nodes."""
+    return {
+        key: True
+        for key, value in entries
+        if key[:1] == AccountRecord.prefix
+        and isinstance(record := decode_entry(key, value), AccountRecord)
+        and record.registered is not None
+    }
 
 
 def marks_of(transactions: Sequence[bytes], receipts: Sequence[TxReceipt]) -> dict[bytes, Mark]:
@@ -101,8 +113,7 @@ def put_changes(db: sqlite3.Connection, changes: Changes, height: int) -> None:
         "INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)",
         [(key, m.tx, m.intent, checksum(key, *m)) for key, m in changes.marks.items()],
     )
-    position, hashes = changes.history
-    run("INSERT INTO history VALUES (?, ?)", list(enumerate(hashes, position)))
+    run("INSERT INTO history VALUES (?, ?)", changes.history.items())
     run(
         "INSERT OR REPLACE INTO nodes VALUES (?)",
         [(k,) for k, is_node in changes.nodes.items() if is_node],

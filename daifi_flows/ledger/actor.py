@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -25,10 +26,12 @@ from daifi_flows.cnft import (
     Receipt,
 )
 from daifi_flows.errors import DaifiError, LedgerUnavailable
+from daifi_flows.history import HistoryProof
 from daifi_flows.keys import Account
 from daifi_flows.ledger._certifier import Certifier
 from daifi_flows.ledger._client import LedgerClient, patiently
 from daifi_flows.ledger._params import Genesis, Params
+from daifi_flows.ledger._reads import StateEntry
 from daifi_flows.ledger._records import (
     AccountRecord,
     LedgerHealth,
@@ -48,10 +51,15 @@ _READS: Final = frozenset(
         "committee",
         "head",
         "health",
+        "history",
+        "metrics",
         "next_nonce",
         "nodes",
         "params",
+        "prove",
+        "prove_entry",
         "quote",
+        "receipt",
         "supply",
         "task",
         "token",
@@ -93,7 +101,7 @@ class LedgerActor:
                 self._open = True
 
     async def close(self) -> None:
-        """Stop cleanly; what was answered is on disk."""
+        """Stop cleanly: the block in progress may become final; what was answered is on disk."""
         async with self._opening:
             if self._open:
                 self._open = False
@@ -171,6 +179,18 @@ class _RayPort:
     async def health(self) -> LedgerHealth:
         return await self._call("health")
 
+    async def metrics(self) -> dict[str, int]:
+        return await self._call("metrics")
+
+    async def history(self, from_height: int) -> Sequence[bytes]:
+        return await self._call("history", from_height)
+
+    async def prove(self, tx_id: bytes) -> HistoryProof:
+        return await self._call("prove", tx_id)
+
+    async def prove_entry(self, key: bytes) -> StateEntry:
+        return await self._call("prove_entry", key)
+
 
 class RayLedger(LedgerClient):
     """:class:`~daifi_flows.ledger.Settlement` over a ledger actor.
@@ -180,7 +200,8 @@ class RayLedger(LedgerClient):
     """
 
     def __init__(self, handle: Any, ledger_id: bytes, *, patience_s: float = 60.0) -> None:
-        super().__init__(_RayPort(handle, patience_s), ledger_id, patience_s=patience_s)
+        self._ray_port = _RayPort(handle, patience_s)
+        super().__init__(self._ray_port, ledger_id, patience_s=patience_s)
         self.handle = handle
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -251,6 +272,23 @@ class RayLedger(LedgerClient):
         except ValueError as error:
             raise LedgerUnavailable(f"no ledger actor named {name!r} on this cluster") from error
         return cls(handle, ledger_id, patience_s=patience_s)
+
+    async def metrics(self) -> dict[str, int]:
+        """Counts since the actor's start, and where the ledger stands (see
+        :meth:`LedgerService.metrics`)."""
+        return await self._ray_port.metrics()
+
+    async def history(self, from_height: int) -> Sequence[bytes]:
+        """Certified blocks from a height on: a follower's source."""
+        return await self._ray_port.history(from_height)
+
+    async def prove(self, tx_id: bytes) -> HistoryProof:
+        """The receipt of a final transaction, against the newest certified block."""
+        return await self._ray_port.prove(tx_id)
+
+    async def prove_entry(self, key: bytes) -> StateEntry:
+        """What the state holds under a key, against the newest certified block."""
+        return await self._ray_port.prove_entry(key)
 
     async def close(self) -> None:
         """Stop the actor cleanly and end its process."""
