@@ -46,6 +46,7 @@ from daifi_flows.ledger._tx.tasks import (
     Settle,
     Unproven,
 )
+from daifi_flows.ledger._tx.tokens import FlashAttest, SafeTransferToken
 
 __all__ = ["LedgerClient", "Port"]
 
@@ -222,6 +223,25 @@ class LedgerClient:
     async def effect(self, token_id: bytes, digest: bytes, owner: Account) -> Receipt:
         """Commit, once, to what a token's after-settlement action returned."""
         return await self.submit(Effect, owner, {"token_id": token_id, "effect": digest})
+
+    async def transfer_token(
+        self, token_id: bytes, to: str, owner: Account, *, request: bytes | None = None
+    ) -> Receipt:
+        """Give a token to an address that has signed before; see
+        :meth:`Settlement.transfer_token`."""
+        fields = {"token_id": token_id, "owner": owner.address, "to": to}
+        return await self.submit(SafeTransferToken, owner, fields, _or_drawn(request))
+
+    async def flash_attest(self, token_id: bytes, spec: TaskSpec, buyer: Account) -> Receipt:
+        """Take an existing token's output for a new task, for what its owner asks now."""
+        token = await self._port.token(token_id)
+        if token is None:
+            raise TransactionRefused(
+                f"token {token_id.hex()} was never minted on this ledger", code="unknown"
+            )
+        fee_wei = token.fee_to_reuse_wei((await self._port.params()).tokens.reuse_ppm)
+        fields = {"of": token_id, "spec": spec, "fee_wei": fee_wei}
+        return await self.submit(FlashAttest, buyer, fields)
 
     async def _require(self, task_id: bytes) -> TaskRecord:
         task = await self._port.task(task_id)

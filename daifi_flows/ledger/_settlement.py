@@ -28,8 +28,8 @@ class Settlement(Protocol):
     Reads see final state. Every other method sends one signed transaction and returns the receipt
     of the block that made it final; repeating a call that already happened (same task or token,
     same terms) returns the original receipt, so a caller that died can simply call again.
-    ``transfer`` and ``stake`` move money each time they are called, unless they are given the
-    same ``request``: 32 bytes, drawn by the caller and kept for the repeat.
+    ``transfer``, ``stake`` and ``transfer_token`` act each time they are called, unless they are
+    given the same ``request``: 32 bytes, drawn by the caller and kept for the repeat.
 
     All of them raise :class:`~daifi_flows.errors.TransactionRefused` when a rule is broken
     (nothing changed) and :class:`~daifi_flows.errors.LedgerUnavailable` when the ledger or its
@@ -143,4 +143,20 @@ class Settlement(Protocol):
 
     async def effect(self, token_id: bytes, digest: bytes, owner: Account) -> Receipt:
         """Commit, once, to what a token's after-settlement action returned."""
+        ...
+
+    async def transfer_token(
+        self, token_id: bytes, to: str, owner: Account, *, request: bytes | None = None
+    ) -> Receipt:
+        """Give a token away (ERC-721 ``safeTransferFrom``): ``to`` must have shown that it can
+        move it on."""
+        ...
+
+    async def flash_attest(self, token_id: bytes, spec: TaskSpec, buyer: Account) -> Receipt:
+        """Take an existing token's output for the new task ``spec``, without computing it again.
+
+        The token's owner gets the fee it asks; the receipt's ``of`` is the token, its
+        ``token_id`` the reference that was minted, its ``attestation`` the first one's digest.
+        All of ``spec`` must be as the token's, but buyer, nonce, deadline and highest price.
+        """
         ...
