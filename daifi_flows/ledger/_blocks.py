@@ -203,6 +203,7 @@ def reexecute(
     check_seal(committee, slot, header, seal)
     layer = Layer(base)
     env = BlockEnv(header.timestamp_ms, parent.height + 1)
+    machine.begin(layer, env)
     receipts: list[TxReceipt] = []
     for index, raw in enumerate(block.transactions):
         try:

@@ -180,6 +180,7 @@ class Chain:
         before = self.pending[-1].env.timestamp_ms if self.pending else self.head.timestamp_ms
         height = self.head.height + len(self.pending) + 1
         block = Pending(Layer(self.tip), BlockEnv(max(now_ms, before), height))
+        self.machine.begin(block.layer, block.env)
         self.pending.append(block)
         return block
 

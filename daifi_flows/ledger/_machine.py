@@ -10,6 +10,7 @@ from daifi_flows.errors import LedgerError
 from daifi_flows.ledger._params import Genesis, ParamsRecord
 from daifi_flows.ledger._records import BUCKETS, AccountRecord, SupplyReport
 from daifi_flows.ledger._rules import RULES, BlockEnv, Context, refuse
+from daifi_flows.ledger._rules.governance import run_agenda
 from daifi_flows.ledger._state import Base, Layer, MemoryBase
 from daifi_flows.ledger._tx import Transaction
 
@@ -35,6 +36,26 @@ class Machine:
         layer.put(ParamsRecord(params=self.genesis.params))
         return MemoryBase(dict(layer.items()))
 
+    def begin(self, state: Base, env: BlockEnv) -> None:
+        """What happens at the beginning of a block, before its transactions: governance's agenda.
+
+        Its work is bounded, and nothing is changed when nothing is due.
+        """
+        layer = Layer(state)
+        run_agenda(self._context(layer, env))
+        if layer.changes:
+            _account_for_supply(state, layer)
+            layer.merge_down()
+
+    def _context(self, layer: Layer, env: BlockEnv) -> Context:
+        return Context(
+            genesis=self.genesis,
+            ledger_id=self.ledger_id,
+            layer=layer,
+            now_ms=env.timestamp_ms,
+            height=env.height,
+        )
+
     def execute(self, state: Base, tx: Transaction, env: BlockEnv, *, size: int = 0) -> TxReceipt:
         """Apply one transaction to ``state`` in a block.
 
@@ -58,14 +79,7 @@ class Machine:
                 f"{env.timestamp_ms} ms on this ledger; sign it again",
             )
         layer.put(sender.model_copy(update={"nonce": sender.nonce + 1}))
-        ctx = Context(
-            genesis=self.genesis,
-            ledger_id=self.ledger_id,
-            layer=layer,
-            now_ms=env.timestamp_ms,
-            height=env.height,
-            beacon=env.beacon,
-        )
+        ctx = self._context(layer, env)
         fee_wei = _charge(ctx, tx, size)
         facts = RULES[type(tx)](ctx, tx)
         receipt = TxReceipt(tx=tx_id, kind=tx.kind, sender=tx.sender, fee_wei=fee_wei, **facts)

@@ -12,6 +12,7 @@ from daifi_flows.encoding import tagged_hash
 from daifi_flows.errors import LedgerError
 from daifi_flows.keys import check_possession
 from daifi_flows.ledger._economics import Fault
+from daifi_flows.ledger._policy import CommitteeParams, GovernanceParams, SealedParams
 from daifi_flows.ledger._records import ZERO_ADDRESS, Record
 from daifi_flows.threshold import shares_sound
 
@@ -119,7 +120,7 @@ class SlashingParams(Noun):
 class StakingParams(Noun):
     """What it takes to be a node."""
 
-    min_stake_wei: Wei = 10**18
+    min_stake_wei: Annotated[Wei, Field(le=10**24)] = 10**18
     """A node with less at stake cannot be assigned."""
     unbonding_ms: Annotated[int, Field(ge=_MINUTE_MS, le=90 * _DAY_MS, strict=True)] = 7 * _DAY_MS
     """How long unstaked money stays within reach of a slash."""
@@ -281,6 +282,9 @@ class Params(Noun):
     rollup: RollupParams = RollupParams()
     tokens: TokenParams = TokenParams()
     leases: LeaseParams = LeaseParams()
+    governance: GovernanceParams = GovernanceParams()
+    committee: CommitteeParams = CommitteeParams()
+    sealed: SealedParams = SealedParams()
 
     @model_validator(mode="after")
     def _check_windows(self) -> Self:

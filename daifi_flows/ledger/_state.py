@@ -14,6 +14,12 @@ from daifi_flows.errors import EncodingError, LedgerCorrupted
 from daifi_flows.ledger._bids import AuctionRecord
 from daifi_flows.ledger._disputes import DisputeRecord, OffenceRecord
 from daifi_flows.ledger._epochs import EpochRecord, NodeEpochRecord, ScheduleRecord
+from daifi_flows.ledger._governance import (
+    AgendaRecord,
+    ModelRecord,
+    ProposalRecord,
+    VoterRecord,
+)
 from daifi_flows.ledger._lease import OfferRecord, PoolRecord, ProviderRecord
 from daifi_flows.ledger._market import ListingRecord
 from daifi_flows.ledger._nodes import BlsKeyRecord
@@ -63,6 +69,10 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     RollupRecord,
     ClaimedWord,
     RollupCount,
+    ProposalRecord,
+    AgendaRecord,
+    VoterRecord,
+    ModelRecord,
 )
 """Every kind of record there is."""
 _KINDS: Final[dict[int, type[Record]]] = {kind.prefix[0]: kind for kind in RECORDS}

@@ -57,7 +57,6 @@ def context(bench: Bench) -> Context:
         layer=Layer(bench.state),
         now_ms=bench.now,
         height=1,
-        beacon=bytes(32),
     )
 
 

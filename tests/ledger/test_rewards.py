@@ -96,7 +96,6 @@ class Work(Bench):
             layer=Layer(self.state),
             now_ms=self.now,
             height=1,
-            beacon=bytes(32),
         )
 
     def part(self, node: Account, epoch: int = 0) -> NodeEpochRecord:

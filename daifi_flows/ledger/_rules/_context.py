@@ -31,11 +31,11 @@ def positive(amount_wei: int) -> None:
 
 
 class BlockEnv(NamedTuple):
-    """The block a transaction runs in: Unix milliseconds, height, and its 32-byte beacon."""
+    """The block a transaction runs in: Unix milliseconds, and height. Its beacon is not here:
+    transactions run before it is known, so that none can bet on it."""
 
     timestamp_ms: int
     height: int
-    beacon: bytes = bytes(32)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,6 @@ class Context:
     layer: Layer
     now_ms: int
     height: int
-    beacon: bytes
     leased: str = ZERO_ADDRESS
     """The node whose capacity the running lease has bought; it takes tasks at the lease's price."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from daifi_flows.cnft import token_id_of
+from daifi_flows.ledger._disputes import DisputeRecord, dispute_key
 from daifi_flows.ledger._market import ListingRecord, listing_key
 from daifi_flows.ledger._origins import Origin, shares_at_mint
 from daifi_flows.ledger._records import TokenRecord
@@ -18,6 +19,7 @@ __all__ = [
     "mint",
     "move",
     "require_movable",
+    "require_not_disproven",
     "require_sound",
     "require_token",
 ]
@@ -40,10 +42,25 @@ def require_movable(token: TokenRecord) -> None:
         )
 
 
-def require_sound(token: TokenRecord) -> None:
+def require_not_disproven(token: TokenRecord) -> None:
     """Refuse a token whose output was proven wrong."""
     if token.disproven:
         refuse("bad-state", f"the output of token {token.token_id.hex()} was proven wrong")
+
+
+def require_sound(ctx: Context, token: TokenRecord) -> None:
+    """Refuse a token whose output was proven wrong, or may be: a dispute about it is open.
+
+    What a reference token reuses counts as its own output; a merged token has none.
+    """
+    if token.of is not None:
+        token = require_token(ctx, token.of)
+    require_not_disproven(token)
+    if ctx.layer.find(DisputeRecord, dispute_key(token.task_id)) is not None:
+        refuse(
+            "bad-state",
+            f"the output of token {token.token_id.hex()} is disputed; wait for the finding",
+        )
 
 
 def holder_of(state: Base, token: TokenRecord) -> str:
@@ -77,10 +94,16 @@ def mint(
 
     Args:
         origin: absent where the ledger does not know the task's spec.
+
+    Raises:
+        TransactionRefused: ``duplicate``: the task has a token already (a task can be both open
+            here and a leaf of a batch).
     """
-    params = ctx.params.tokens
+    params, token_id = ctx.params.tokens, token_id_of(task_id)
+    if ctx.layer.token(token_id) is not None:
+        refuse("duplicate", f"task {task_id.hex()} is settled and its token minted")
     token = TokenRecord(
-        token_id=token_id_of(task_id),
+        token_id=token_id,
         owner=owner,
         parents=parents,
         task_id=task_id,

@@ -16,6 +16,7 @@ from daifi_flows.ledger._records import TaskRecord, TaskState, TokenRecord
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
 from daifi_flows.ledger._rules._minting import (
     holder_of,
+    require_not_disproven,
     require_sound,
     require_token,
 )
@@ -76,7 +77,7 @@ def flash_attest(ctx: Context, tx: FlashAttest) -> Facts:
         refuse("expired", "the task's deadline has already passed; set a later one")
     original = require_token(ctx, tx.of)
     origin = _require_origin(original)
-    require_sound(original)
+    require_sound(ctx, original)
     if work_of(spec) != origin.work:
         refuse(
             "bad-field",
@@ -156,8 +157,8 @@ def _repeat(ctx: Context, tx: Reproduce | Contradict, *, agrees: bool) -> Facts:
         )
     if first.node == second.node:
         refuse("bad-role", f"both were executed by {first.node}; let another node repeat it")
-    require_sound(original)
-    require_sound(again)
+    require_not_disproven(original)
+    require_not_disproven(again)
     key = reproduction_key(original.token_id, second.node)
     if ctx.layer.find(ReproductionRecord, key) is not None:
         refuse("duplicate", f"node {second.node} has already repeated this token's execution")

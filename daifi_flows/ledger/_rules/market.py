@@ -34,7 +34,7 @@ def list_token(ctx: Context, tx: ListToken) -> Facts:
     token = require_token(ctx, tx.token_id)
     require_manager(ctx, token, tx.sender)
     require_movable(token)
-    require_sound(token)
+    require_sound(ctx, token)
     if 0 < tx.expires_ms <= ctx.now_ms:
         refuse("expired", "the listing would already be over; set a later time, or 0")
     ctx.layer.put(
@@ -70,7 +70,7 @@ def buy(ctx: Context, tx: Buy) -> Facts:
     if tx.sender == listing.seller:
         refuse("bad-role", "the token is the sender's own already")
     token = require_token(ctx, tx.token_id)
-    require_sound(token)
+    require_sound(ctx, token)
     price_wei = listing.price_wei
     ctx.debit(tx.sender, price_wei)
     due = token.royalty_info(price_wei)

@@ -10,6 +10,7 @@ from daifi_flows.errors import InsufficientFunds
 from daifi_flows.keys import check_possession
 from daifi_flows.ledger._nodes import BlsKeyRecord, bls_key_key
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, positive, refuse
+from daifi_flows.ledger._rules.governance import held_stake_wei
 from daifi_flows.ledger._tranches import due_ms, matured, with_tranche
 from daifi_flows.ledger._tx import Transaction
 from daifi_flows.ledger._tx.nodes import Register, Retire, Stake, Unstake, Withdraw
@@ -91,6 +92,13 @@ def unstake(ctx: Context, tx: Unstake) -> Facts:
             code="insufficient-funds",
             balance_wei=account.free_stake_wei,
             needed_wei=tx.amount_wei,
+        )
+    voted_wei = held_stake_wei(ctx, tx.sender)
+    if account.stake_wei - tx.amount_wei < voted_wei:
+        refuse(
+            "bad-state",
+            f"{voted_wei} wei of the stake of {tx.sender} voted on a proposal that is still open; "
+            "they stay until its vote ends",
         )
     due = due_ms(ctx.now_ms, ctx.params.staking.unbonding_ms)
     ctx.layer.put(

@@ -22,6 +22,7 @@ from daifi_flows.ledger._rules._tasks import (
     require_task,
 )
 from daifi_flows.ledger._rules._work import price_index_ppm
+from daifi_flows.ledger._rules.governance import check_policy
 from daifi_flows.ledger._tx import Transaction
 from daifi_flows.ledger._tx.tasks import (
     Assign,
@@ -57,6 +58,7 @@ def open_task(ctx: Context, tx: Open) -> Facts:
             refuse("unknown", f"parent token {parent.hex()} was never minted on this ledger")
     if spec.deadline_ms <= ctx.now_ms:
         refuse("expired", "the task's deadline has already passed; set a later one")
+    check_policy(ctx, spec)
     check_windows(ctx, spec, tx.bid_ms, tx.reveal_ms)
     ctx.debit(tx.sender, spec.max_price_wei)
     task = TaskRecord(

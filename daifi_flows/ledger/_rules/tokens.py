@@ -121,7 +121,7 @@ def merge(ctx: Context, tx: Merge) -> Facts:
     parents = [require_token(ctx, token_id) for token_id in tx.tokens]
     for token in parents:
         require_movable(token)
-        require_sound(token)
+        require_sound(ctx, token)
         if token.owner != tx.sender:
             refuse("bad-role", f"token {token.token_id.hex()} belongs to {token.owner}")
     depth = 1 + max(token.depth for token in parents)

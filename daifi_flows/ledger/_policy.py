@@ -1,0 +1,62 @@
+"""Parameters of governance itself, of what the committee may accept, and of sealed transactions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from daifi_flows.cnft import PPM, Noun, Wei
+
+__all__ = ["CommitteeParams", "GovernanceParams", "SealedParams"]
+
+_SECOND_MS: Final = 1_000
+_MINUTE_MS: Final = 60 * _SECOND_MS
+_DAY_MS: Final = 24 * 60 * _MINUTE_MS
+
+
+class GovernanceParams(Noun):
+    """How stakeholders decide (white paper 5).
+
+    Attributes:
+        deposit_wei: held while a proposal is open; lost when it does not reach its quorum.
+        voting_ms: how long stakes can vote.
+        timelock_ms: how long between the end of the vote and its execution: who disagrees can
+            leave in that time.
+        quorum_ppm: part of all stake that must have voted, abstentions included.
+        majority_ppm: part of the stake for and against that must be exceeded by the stake for.
+        whitelist_only: 1: only tasks on models that governance allowed can be opened.
+    """
+
+    deposit_wei: Annotated[Wei, Field(ge=1, le=10**24)] = 10 * 10**18
+    voting_ms: Annotated[int, Field(ge=_MINUTE_MS, le=30 * _DAY_MS, strict=True)] = 3 * _DAY_MS
+    timelock_ms: Annotated[int, Field(ge=_MINUTE_MS, le=30 * _DAY_MS, strict=True)] = _DAY_MS
+    quorum_ppm: Annotated[int, Field(ge=PPM // 100, le=PPM, strict=True)] = PPM // 5
+    majority_ppm: Annotated[int, Field(ge=PPM // 2, le=9 * PPM // 10, strict=True)] = PPM // 2
+    whitelist_only: Annotated[int, Field(ge=0, le=1, strict=True)] = 0
+
+
+class CommitteeParams(Noun):
+    """What tasks may ask of the committee.
+
+    Attributes:
+        min_confidence_ppm: the least confidence in an accepted output that a task may ask for.
+        max_attempts: the most nodes that a task may try one after another.
+    """
+
+    min_confidence_ppm: Annotated[int, Field(ge=0, le=999_999, strict=True)] = 0
+    max_attempts: Annotated[int, Field(ge=1, le=16, strict=True)] = 16
+
+
+class SealedParams(Noun):
+    """When and how transactions are committed to before they are shown.
+
+    Attributes:
+        over_wei: a task with a higher price than this must be opened sealed.
+        deposit_wei: held for a commitment; lost when it is never revealed.
+        max_ms: longest time between commitment and reveal.
+    """
+
+    over_wei: Annotated[Wei, Field(ge=10**18, le=10**36)] = 1_000 * 10**18
+    deposit_wei: Annotated[Wei, Field(ge=1, le=10**24)] = 10**17
+    max_ms: Annotated[int, Field(ge=_SECOND_MS, le=_DAY_MS, strict=True)] = 60 * _MINUTE_MS
