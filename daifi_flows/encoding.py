@@ -120,9 +120,10 @@ _JSON_TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 def _bound_cbor(data: bytes) -> None:
     """Refuse CBOR nested deeper than any parser's stack holds, or with too many items. Malformed
     bytes pass: the parser, which goes the same way, refuses them."""
-    brackets = len(data) - len(data.translate(None, _CBOR_CONTAINERS))
-    if brackets <= _SHALLOW and len(data) <= _MAX_ITEMS:
-        return
+    if len(data) <= _MAX_ITEMS:  # else it is walked anyway, byte strings in one step
+        brackets = len(data) - len(data.translate(None, _CBOR_CONTAINERS))
+        if brackets <= _SHALLOW:
+            return
     open_items: list[int] = []
     at = items = 0
     while at < len(data):
