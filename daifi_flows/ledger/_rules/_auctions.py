@@ -4,8 +4,9 @@ First price: the buyer takes any revealed bid and pays exactly what that node as
 price would make the true cost the best bid only if a rule picked the cheapest node and nobody
 else could bid. Here the buyer chooses by price, time, hardware and reputation, and may hide
 behind nodes of its own: with a second price it would drive the payment down to the winner's own
-price by revealing one of its bids just above it (Akbarpour and Li, Credible Auctions: A Trilemma,
-Econometrica 2020). At the first price no bid of anybody else changes what the winner is paid.
+price by revealing one of its bids just above it. At the first price no bid of anybody else
+changes what the winner is paid: it is the one credible sealed-bid auction (Akbarpour and Li,
+Credible Auctions: A Trilemma, Econometrica 2020, for optimal auctions in which only winners pay).
 Nodes then ask for more than their cost; competition between many of them is what limits it.
 """
 
