@@ -191,8 +191,6 @@ class Fault(StrEnum):
     """The committee rejected an execution."""
     EQUIVOCATION = "equivocation"
     """Two signatures where the protocol allows one."""
-    FALSE_ACCUSATION = "false accusation"
-    """A dispute that the committee found groundless."""
     LEASE_DEFAULT = "lease default"
     """Leased capacity was not delivered."""
     ROLLUP_FRAUD = "rollup fraud"

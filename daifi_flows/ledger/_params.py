@@ -82,8 +82,6 @@ class SlashingParams(Noun):
     """Lost when the committee rejects the node's execution."""
     equivocation_ppm: _SlashPpm = 500_000
     """Lost by who signs two things where one is allowed."""
-    false_accusation_ppm: _SlashPpm = 50_000
-    """Lost by who opens a dispute that the committee finds groundless."""
     lease_default_ppm: _SlashPpm = 100_000
     """Lost by who leases out capacity and does not deliver it."""
     rollup_fraud_ppm: _SlashPpm = 500_000
@@ -107,8 +105,6 @@ class SlashingParams(Noun):
                 return self.rejected_ppm
             case Fault.EQUIVOCATION:
                 return self.equivocation_ppm
-            case Fault.FALSE_ACCUSATION:
-                return self.false_accusation_ppm
             case Fault.LEASE_DEFAULT:
                 return self.lease_default_ppm
             case Fault.ROLLUP_FRAUD:
