@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ledger_bench import META, snapshot
-from ledger_kit import BUYER, DAI, NODE, OTHER, STRANGER, T0, TREASURY, make_spec
+from ledger_kit import BUYER, DAI, NODE, OTHER, STRANGER, T0, TREASURY, attest, make_spec
 from token_bench import ANSWER, SALT, TokenBench
 
 from daifi_flows.cnft import PPM, Content, ModelRef, Review, token_id_of
 from daifi_flows.encoding import keccak256, tagged_hash
 from daifi_flows.errors import TransactionRefused
 from daifi_flows.keys import Account
+from daifi_flows.ledger import TaskState
 from daifi_flows.ledger._disputes import DisputeRecord, dispute_key
 from daifi_flows.ledger._origins import (
     Share,
@@ -426,6 +427,11 @@ def _flash_a_reference(bench: TokenBench) -> t.Transaction:
     return bench.make(t.FlashAttest, STRANGER, of=of, spec=spec, fee_wei=DAI // 5)
 
 
+def _sell_a_reference(bench: TokenBench) -> t.Transaction:
+    token = bench.run(_flash()(bench)).token_id
+    return bench.make(t.ListToken, STRANGER, token_id=token, price_wei=DAI)
+
+
 def _disproved(attack: Attack) -> Attack:
     def after(bench: TokenBench) -> t.Transaction:
         tx = attack(bench)
@@ -453,10 +459,26 @@ def _repeat(
             content.canonical() if isinstance(content, Content) else content
             for content in shown or ()
         ]
-        opened = dict(zip(("original_output", "again_output"), raw, strict=False))
+        opened: dict[str, object] = dict(
+            zip(("original_output", "again_output"), raw, strict=False)
+        )
+        if name == "Contradict":
+            opened["bond_wei"] = 2 * DAI
         return bench.make(getattr(t, name), sender, original=first, again=again, **opened)
 
     return attack
+
+
+def _disputed(attack: Attack) -> Attack:
+    """The output of task 0 is challenged before the transaction runs."""
+
+    def after(bench: TokenBench) -> t.Transaction:
+        tx = attack(bench)
+        fields = {"number": 0, "evidence": META, "bond_wei": 2 * DAI}
+        bench.do(t.Dispute, OTHER, task_id=make_spec(0).task_id, **fields)
+        return tx
+
+    return after
 
 
 _TOO_LONG = Content(media_type="a/b", data=bytes(MAX_OPENING_BYTES), salt=SALT)
@@ -495,6 +517,14 @@ ATTACKS: list[tuple[str, str, Attack]] = [
     ("reusing for a settled task", "duplicate", _flash_a_settled_task),
     ("reusing a reference", "bad-state", _flash_a_reference),
     ("reusing what was proven wrong", "bad-state", _disproved(_flash())),
+    ("reusing what is disputed", "bad-state", _disputed(_flash())),
+    ("merging what is disputed", "bad-state", _disputed(_merge())),
+    (
+        "selling what is disputed",
+        "bad-state",
+        _disputed(_on("ListToken", BUYER, price_wei=DAI)),
+    ),
+    ("selling what reuses a disputed output", "bad-state", _disputed(_sell_a_reference)),
     ("reusing with no money", "insufficient-funds", _flash(sender=NEW, buyer=NEW.address)),
     ("another's repetition", "bad-role", _repeat("Contradict", sender=STRANGER)),
     ("repeating one's own execution", "bad-role", _repeat("Reproduce", node=NODE, output=ANSWER)),
@@ -531,6 +561,21 @@ def test_attacks_are_refused_and_change_nothing(code: str, attack: Attack) -> No
         bench.run(tx)
     assert refused.value.details["code"] == code
     assert snapshot(bench.state) == before
+
+
+def test_a_task_mints_one_token_even_if_a_batch_was_first() -> None:
+    """A task can be open here and a leaf of a batch; whoever is second mints nothing."""
+    bench = TokenBench()
+    spec = bench.reach(TaskState.COMMITTED, make_spec(0))
+    leaf = bench.state.token(bench.mint(1)).model_copy(
+        update={"token_id": token_id_of(spec.task_id), "task_id": spec.task_id, "origin": None}
+    )
+    bench.state.entries[leaf.key()] = leaf
+    finding = attest(spec, ledger_id=bench.machine.ledger_id)
+    with pytest.raises(TransactionRefused, match="token minted") as refused:
+        bench.do(t.Settle, BUYER, attestation=finding, metadata=META)
+    assert refused.value.details["code"] == "duplicate"
+    assert bench.state.token(leaf.token_id) == leaf
 
 
 def test_sizes_are_bounded_on_the_wire() -> None:
