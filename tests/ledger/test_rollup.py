@@ -265,6 +265,16 @@ def _changed(**changes: object) -> Callable[[Rollups], t.Transaction]:
     return lambda bench: bench.submission(leaves(4), **changes)
 
 
+def _agreed(**changes: object) -> Callable[[Rollups], t.Transaction]:
+    """A claim that even the committee signed."""
+
+    def attack(bench: Rollups) -> t.Transaction:
+        batch = leaves(4)
+        return bench.submission(batch, attestation=attested(batch, **changes), **changes)  # pyright: ignore
+
+    return attack
+
+
 def _raw(raw: bytes) -> Callable[[Rollups], t.Transaction]:
     """Leaves that are no batch, with everything else as if they were."""
 
@@ -328,8 +338,10 @@ SUBMISSIONS: list[tuple[str, str, Callable[[Rollups], t.Transaction]]] = [
     ("signed in another epoch", "bad-field", _attested(epoch=2)),
     ("a later time than was signed", "bad-signature", _changed(submit_by_ms=SUBMIT_BY + 1)),
     ("somebody else's batch", "bad-signature", lambda b: b.submission(FOUR, OTHER)),
-    ("another root", "bad-field", _changed(root=META)),
-    ("another total", "bad-field", _changed(total_wei=FOUR.total_wei - 1)),
+    ("another root", "bad-field", _agreed(root=META)),
+    ("another root than was signed", "bad-signature", _changed(root=META)),
+    ("another total", "bad-field", _agreed(total_wei=FOUR.total_wei - 1)),
+    ("another total than was signed", "bad-signature", _changed(total_wei=FOUR.total_wei - 1)),
     ("too small a bond", "bad-field", _changed(bond_wei=-(-FOUR.total_wei // 2) - 1)),
     ("no bond", "bad-field", _changed(bond_wei=0)),
     ("no leaves", "bad-field", _raw(b"")),

@@ -69,6 +69,14 @@ def submit_batch(ctx: Context, tx: SubmitBatch) -> Facts:
     least_wei = max(params.rollup.min_bond_wei, -(-tx.total_wei * params.rollup.bond_ppm // PPM))
     if tx.bond_wei < least_wei:
         refuse("bad-field", f"the bond is {tx.bond_wei} wei; this batch needs {least_wei}")
+    # Before the leaves: a submission that nobody attested or can pay for costs no hashing.
+    seats = require_quorum(
+        ctx.committee,
+        tx.attestation.signers,
+        tx.statement(ctx.ledger_id).message(),
+        tx.attestation.signature,
+    )
+    ctx.debit(tx.sender, tx.total_wei + tx.bond_wei)
     try:
         batch = Batch(tx.leaves)
     except EncodingError as error:
@@ -77,12 +85,6 @@ def submit_batch(ctx: Context, tx: SubmitBatch) -> Facts:
         refuse("bad-field", f"the leaves add up to {batch.total_wei} wei, not {tx.total_wei}")
     if batch.root != tx.root:
         refuse("bad-field", f"the leaves' root is {batch.root.hex()}, not {tx.root.hex()}")
-    seats = require_quorum(
-        ctx.committee,
-        tx.attestation.signers,
-        tx.statement(ctx.ledger_id).message(),
-        tx.attestation.signature,
-    )
     split = split_price(
         tx.total_wei,
         seats=len(seats),
@@ -91,7 +93,6 @@ def submit_batch(ctx: Context, tx: SubmitBatch) -> Facts:
         royalty_ppm=0,
         treasury_ppm=params.fees.treasury_ppm,
     )
-    ctx.debit(tx.sender, tx.total_wei + tx.bond_wei)
     payments = ctx.to_treasury(split.treasury_wei, "treasury")
     for seat in seats:
         payments += ctx.credit(seat.account, split.seat_wei, "committee")
