@@ -77,11 +77,13 @@ class LeaseBench(TokenBench):
         return self.state.find(PoolRecord, PoolRecord.prefix) or PoolRecord()
 
 
-def _work(number: int, price: int, node: Account = NODE) -> tuple[bytes, bytes]:
-    """Actions that open a task of the buyer's and give it to a node."""
-    spec = make_spec(number)
+def _work(
+    number: int, price: int, node: Account = NODE, buyer: Account = BUYER
+) -> tuple[bytes, bytes]:
+    """Actions that open a task and give it to a node."""
+    spec = make_spec(number, buyer=buyer.address)
     fields = {"task_id": spec.task_id, "attempt": 0, "node": node.address, "price_wei": price}
-    return _action(t.Open, BUYER, spec=spec), _action(t.Assign, BUYER, **fields)
+    return _action(t.Open, buyer, spec=spec), _action(t.Assign, buyer, **fields)
 
 
 # Credit
@@ -315,7 +317,7 @@ ATTACKS: list[tuple[str, str, Attack]] = [
     ),
     ("one token to two", "bad-role", _sell_the_same_twice),
     ("the last of 16 actions refused", "insufficient-funds", _all_but_last),
-    ("leasing one's own capacity", "bad-role", _capacity(*_work(1, RATE), sender=NODE)),
+    ("leasing one's own capacity", "bad-role", _capacity(*_work(1, RATE, buyer=NODE), sender=NODE)),
     ("capacity nobody offers", "unknown", _capacity(*_work(1, RATE), node=OTHER.address)),
     ("more capacity than is left", "bad-state", _capacity(*_work(1, RATE), mflop=WORK)),
     ("paying less for capacity", "bad-state", _capacity(*_work(1, RATE), price_wei=RATE - 1)),
