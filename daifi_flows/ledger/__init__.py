@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from daifi_flows.ledger._audit import AuditReport, audit
+    from daifi_flows.ledger._bids import bid_commitment
     from daifi_flows.ledger._certifier import Certifier, History
     from daifi_flows.ledger._client import LedgerClient
     from daifi_flows.ledger._export import export_ledger, import_ledger
@@ -51,6 +52,7 @@ __all__ = [
     "TokenRecord",
     "audit",
     "backup_ledger",
+    "bid_commitment",
     "export_ledger",
     "import_ledger",
     "verify_state",
@@ -66,6 +68,7 @@ _HOMES = {
     "export_ledger": "_export",
     "AuditReport": "_audit",
     "audit": "_audit",
+    "bid_commitment": "_bids",
     "Certifier": "_certifier",
     "History": "_certifier",
     "LedgerClient": "_client",

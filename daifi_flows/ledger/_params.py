@@ -292,10 +292,14 @@ class Params(Noun):
     def vouching_ms(self) -> int:
         """How long after its deadline a task may need the node's stake: the time to settle it,
         to challenge its output, and to decide every dispute about it."""
-        challenge_ms = self.rewards.challenge_ms
-        if challenge_ms:
-            challenge_ms += MAX_DISPUTES * self.disputes.answer_ms
-        return self.tasks.settle_grace_ms + challenge_ms
+        return self.tasks.settle_grace_ms + self.disputing_ms
+
+    @property
+    def disputing_ms(self) -> int:
+        """How long after its settlement an output may need the node's stake."""
+        if self.rewards.challenge_ms == 0:
+            return 0
+        return self.rewards.challenge_ms + MAX_DISPUTES * self.disputes.answer_ms
 
 
 class ParamsRecord(Record):

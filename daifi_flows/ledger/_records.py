@@ -78,7 +78,8 @@ class TaskRecord(Record):
     """One task: its terms, where it stands, and what is held for it.
 
     ``attempt`` counts executions that failed (rejected or released). ``price_wei`` is 0 until a
-    node is assigned. ``barred`` nodes were rejected and cannot take this task again.
+    node is assigned. ``barred`` nodes were rejected, or bid and gave up, and cannot take this task
+    again.
     ``assigned_ms`` and ``answered_ms`` are the blocks' times of assignment and commitment,
     ``settled_ms`` that of settlement; ``earned_wei`` is what settlement paid the node.
 

@@ -217,3 +217,21 @@ def test_a_directly_assigned_node_loses_nothing_by_silence() -> None:
     bench.now = spec.deadline_ms
     bench.do(t.Expire, BUYER, task_id=spec.task_id)
     assert bench.stake_of(OTHER) == STAKE and bench.bonded(OTHER) == 0
+
+
+def test_a_bidder_that_gives_up_cannot_use_up_the_attempts() -> None:
+    bench = Market()
+    spec = bench.won(price=2 * DAI)
+    bench.do(t.Release, NODE, task_id=spec.task_id, attempt=0)
+    assert bench.stake_of(NODE) == STAKE
+    assert bench.refused(bench.bid_tx(spec, NODE)) == "bad-role"
+    bench.bid(spec, OTHER)
+    bench.now += BID_MS
+    bench.reveal(spec, OTHER)
+    bench.assign(spec, OTHER, DAI)
+    # Whom the buyer takes it from may bid again, and who was assigned directly may come back.
+    bench.do(t.Release, BUYER, task_id=spec.task_id, attempt=1)
+    bench.bid(spec, OTHER)
+    direct = bench.reach(TaskState.ASSIGNED, spec_of(1))
+    bench.do(t.Release, NODE, task_id=direct.task_id, attempt=0)
+    bench.assign(direct, NODE)

@@ -209,6 +209,20 @@ def test_stake_stays_in_reach_until_the_last_dispute_is_decided() -> None:
     assert bench.refused(bench.assign_tx(spec, NODE, DAI)) == "bad-field"
 
 
+@pytest.mark.parametrize(("spare_ms", "code"), [(0, None), (-1, "expired")])
+def test_nothing_settles_that_stake_no_longer_vouches_for(spare_ms: int, code: str | None) -> None:
+    bench = Market()
+    spec = bench.reach(TaskState.COMMITTED)
+    params = bench.state.params()
+    bench.now += params.staking.unbonding_ms - params.disputing_ms - spare_ms
+    tx = bench.make(t.Settle, BUYER, attestation=attest(spec), metadata=META)
+    if code is None:
+        bench.run(tx)
+    else:
+        assert bench.refused(tx) == code
+        bench.do(t.Expire, STRANGER, task_id=spec.task_id)
+
+
 def test_pay_for_other_outputs_is_not_held() -> None:
     bench = Market()
     first = bench.reach(TaskState.SETTLED, spec_of(1))

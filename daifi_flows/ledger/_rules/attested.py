@@ -72,6 +72,13 @@ def settle(ctx: Context, tx: Settle) -> Facts:
     require_state(task, TaskState.COMMITTED)
     if tx.sender not in (task.spec.buyer, task.node):
         refuse("bad-role", "only the buyer or the node can settle: the metadata is theirs")
+    params = ctx.params
+    if ctx.now_ms + params.disputing_ms > task.assigned_ms + params.staking.unbonding_ms:
+        refuse(
+            "expired",
+            "the output could be challenged when the node's stake may be out of reach: it was "
+            "assigned too long ago; expire it for a refund",
+        )
     seats = check_attestation(ctx, task, tx.attestation, Decision.ACCEPTED)
     assert task.proof is not None, "a committed task has a proof"
     node, price = tx.attestation.node, task.price_wei

@@ -87,7 +87,7 @@ def assign(ctx: Context, tx: Assign) -> Facts:
     if task.spec.deadline_ms <= ctx.now_ms:
         refuse("expired", "the task's deadline has passed; expire it for a refund")
     if tx.node in task.barred:
-        refuse("bad-role", f"node {tx.node} was rejected on this task; choose another")
+        refuse("bad-role", f"node {tx.node} was rejected on this task or gave it up; take another")
     node = ctx.layer.account(tx.node)
     if node.registered is None:
         refuse("unknown", f"{tx.node} is not registered as a node")
@@ -187,18 +187,24 @@ def commit(ctx: Context, tx: Commit) -> Facts:
 
 
 def release(ctx: Context, tx: Release) -> Facts:
-    """Reopen a task whose node was lost or gives up; it costs an attempt. A node that gives up
-    too late loses of its bond as if it had not answered."""
+    """Reopen a task whose node was lost or gives up; it costs an attempt.
+
+    A node that bid for the task and gives up cannot take it again: else it could use up all
+    attempts. If it does so too late it loses of its bond as if it had not answered.
+    """
     task = require_task(ctx, tx.task_id)
     require_state(task, TaskState.ASSIGNED)
     require_attempt(task, tx.attempt)
     if tx.sender not in (task.spec.buyer, task.node):
         refuse("bad-role", "only the buyer or the assigned node can release a task")
     payments: tuple[Payment, ...] = ()
-    late = ctx.now_ms + ctx.params.tasks.notice_ms > task.spec.deadline_ms
-    if tx.sender != task.spec.buyer and late and charged(ctx, task):
-        task, payments = forfeit_bond(ctx, task, tx.sender)
-    reopen(ctx, task, task.barred)
+    barred = task.barred
+    if tx.sender != task.spec.buyer and task.eta_ms:
+        barred = (*barred, tx.sender)
+        late = ctx.now_ms + ctx.params.tasks.notice_ms > task.spec.deadline_ms
+        if late and charged(ctx, task):
+            task, payments = forfeit_bond(ctx, task, tx.sender)
+    reopen(ctx, task, barred)
     return {"task_id": task.task_id, "node": task.node, "payments": payments}
 
 
