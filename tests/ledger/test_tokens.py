@@ -18,6 +18,7 @@ from daifi_flows.errors import TransactionRefused
 from daifi_flows.keys import Account
 from daifi_flows.ledger import TaskState
 from daifi_flows.ledger._disputes import DisputeRecord, dispute_key
+from daifi_flows.ledger._governance import ModelListing, ModelRecord
 from daifi_flows.ledger._origins import (
     Share,
     TokenKind,
@@ -414,6 +415,13 @@ def _flash_twice(bench: TokenBench) -> t.Transaction:
     return bench.make(t.FlashAttest, STRANGER, of=tx.of, spec=tx.spec, fee_wei=tx.fee_wei)
 
 
+def _flash_on_a_denied_model(bench: TokenBench) -> t.Transaction:
+    tx = _flash()(bench)
+    denied = ModelRecord(digest=tx.spec.model.digest, listing=ModelListing.DENY)
+    bench.state.entries[denied.key()] = denied
+    return tx
+
+
 def _flash_a_settled_task(bench: TokenBench) -> t.Transaction:
     of = bench.mint(0)
     bench.mint(1)
@@ -515,6 +523,7 @@ ATTACKS: list[tuple[str, str, Attack]] = [
     ("reusing for a task that is over", "expired", _flash(deadline_ms=T0)),
     ("reusing twice for one task", "duplicate", _flash_twice),
     ("reusing for a settled task", "duplicate", _flash_a_settled_task),
+    ("reusing a model that was denied since", "model-barred", _flash_on_a_denied_model),
     ("reusing a reference", "bad-state", _flash_a_reference),
     ("reusing what was proven wrong", "bad-state", _disproved(_flash())),
     ("reusing what is disputed", "bad-state", _disputed(_flash())),

@@ -21,6 +21,7 @@ from daifi_flows.ledger._rules._minting import (
     require_token,
 )
 from daifi_flows.ledger._rules.disputes import dispute
+from daifi_flows.ledger._rules.governance import check_policy
 from daifi_flows.ledger._tokens import ReproductionRecord, reproduction_key
 from daifi_flows.ledger._tx import Transaction
 from daifi_flows.ledger._tx.disputes import Dispute
@@ -75,6 +76,7 @@ def flash_attest(ctx: Context, tx: FlashAttest) -> Facts:
         refuse("duplicate", f"task {task_id.hex()} is already on this ledger; draw another nonce")
     if spec.deadline_ms <= ctx.now_ms:
         refuse("expired", "the task's deadline has already passed; set a later one")
+    check_policy(ctx, spec)
     original = require_token(ctx, tx.of)
     origin = _require_origin(original)
     require_sound(ctx, original)
