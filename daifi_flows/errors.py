@@ -104,7 +104,8 @@ class TransactionRefused(LedgerError):
 
     ``details["code"]`` is a stable word: ``bad-signature``, ``bad-nonce``, ``bad-state``,
     ``bad-role``, ``bad-field``, ``unknown``, ``insufficient-funds``, ``duplicate``, ``expired``,
-    ``fee-too-high``.
+    ``fee-too-high``, ``model-barred`` (governance), ``unsealed`` (see the ledger's sealed
+    transactions).
     """
 
 

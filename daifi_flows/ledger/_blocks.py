@@ -22,6 +22,7 @@ from daifi_flows.errors import LedgerError, TransactionRefused
 from daifi_flows.ledger._auction import Slot
 from daifi_flows.ledger._machine import BlockEnv, Machine
 from daifi_flows.ledger._records import ZERO_ADDRESS
+from daifi_flows.ledger._rules.sealed import place_in_block
 from daifi_flows.ledger._seal import Seal, check_seal, open_slot, quorum_signed
 from daifi_flows.ledger._state import Base, Layer, MemoryBase
 from daifi_flows.ledger._trie import Trie
@@ -205,9 +206,17 @@ def reexecute(
     env = BlockEnv(header.timestamp_ms, parent.height + 1)
     machine.begin(layer, env)
     receipts: list[TxReceipt] = []
+    reached = 0
     for index, raw in enumerate(block.transactions):
         try:
             tx = parse_transaction(raw)
+            place = place_in_block(layer, tx)
+            if place < reached:
+                raise LedgerError(
+                    f"transaction {index} of block {header.height} is revealed behind what it "
+                    "comes before: do not sign it"
+                )
+            reached = place
             receipts.append(machine.execute(layer, tx, env, size=len(raw)))
         except TransactionRefused as error:
             raise LedgerError(

@@ -24,6 +24,7 @@ from daifi_flows.ledger._blocks import (
 )
 from daifi_flows.ledger._machine import BlockEnv, Machine
 from daifi_flows.ledger._params import Genesis
+from daifi_flows.ledger._rules.sealed import place_in_block
 from daifi_flows.ledger._seal import Seal, open_slot
 from daifi_flows.ledger._state import Base, Layer
 from daifi_flows.ledger._store import Mark, Row
@@ -47,6 +48,8 @@ class Pending:
     raw: list[bytes] = field(default_factory=lambda: [])
     receipts: list[TxReceipt] = field(default_factory=lambda: [])
     marks: dict[bytes, Mark] = field(default_factory=lambda: {})
+    place: int = 0
+    """That of the last transaction: a reveal which belongs before it begins a new block."""
     candidate: Candidate | None = None
     """Set when the block is closed; nothing is added after that."""
     proposal: bytes = b""
@@ -148,7 +151,8 @@ class Chain:
             raise LedgerUnavailable(
                 f"{MAX_PENDING_BYTES} bytes of transactions wait for certificates; try again later"
             )
-        block = self._filling(now_ms, len(raw))
+        place = place_in_block(self.tip, tx)
+        block = self._filling(now_ms, len(raw), place)
         try:
             receipt = self.machine.execute(block.layer, tx, block.env, size=len(raw))
         except TransactionRefused:
@@ -163,15 +167,17 @@ class Chain:
                 self._drop_empty()
                 raise
         self._record(block, raw, receipt)
+        block.place = place
         return tx_id
 
-    def _filling(self, now_ms: int, size: int) -> Pending:
+    def _filling(self, now_ms: int, size: int, place: int) -> Pending:
         last = self.pending[-1] if self.pending else None
         if (
             last is None
             or last.candidate is not None
             or len(last.raw) >= MAX_BLOCK_TXS
             or last.size + size > MAX_BODY_BYTES
+            or place < last.place
         ):
             return self._fresh(now_ms)
         return last
@@ -278,6 +284,8 @@ class Chain:
                 self.add(raw, now_ms)
             except TransactionRefused as error:
                 dropped.append(Dropped(tx_id, error))
+            except LedgerUnavailable as error:  # no room behind the other builder's block
+                dropped.append(Dropped(tx_id, TransactionRefused(str(error), code="unknown")))
         return dropped
 
     def finalise(self, certificate: QuorumCertificate) -> Pending:

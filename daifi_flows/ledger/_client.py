@@ -19,6 +19,7 @@ from daifi_flows.cnft import (
     Receipt,
     TaskSpec,
 )
+from daifi_flows.encoding import keccak256
 from daifi_flows.errors import LedgerUnavailable, TransactionRefused
 from daifi_flows.keys import Account
 from daifi_flows.ledger._params import Params
@@ -32,8 +33,10 @@ from daifi_flows.ledger._records import (
 )
 from daifi_flows.ledger._turns import turn_of
 from daifi_flows.ledger._tx import NO_REQUEST, Transaction
+from daifi_flows.ledger._tx.lease import action_of
 from daifi_flows.ledger._tx.money import Transfer
 from daifi_flows.ledger._tx.nodes import Register, Stake
+from daifi_flows.ledger._tx.sealed import Reveal, Sealed, sealed_commitment
 from daifi_flows.ledger._tx.tasks import (
     Assign,
     Cancel,
@@ -167,7 +170,10 @@ class LedgerClient:
         return await self.submit(Register, node, {"info": info})
 
     async def open_escrow(self, spec: TaskSpec, buyer: Account) -> Receipt:
-        """Open a task and lock its highest price."""
+        """Open a task and lock its highest price; sealed, when governance asks for that."""
+        terms = (await self._port.params()).sealed
+        if spec.max_price_wei > terms.over_wei:
+            return await self.submit_sealed(Open, buyer, {"spec": spec})
         return await self.submit(Open, buyer, {"spec": spec})
 
     async def assign(self, task_id: bytes, node: str, price_wei: int, buyer: Account) -> Receipt:
@@ -242,6 +248,30 @@ class LedgerClient:
         fee_wei = token.fee_to_reuse_wei((await self._port.params()).tokens.reuse_ppm)
         fields = {"of": token_id, "spec": spec, "fee_wei": fee_wei}
         return await self.submit(FlashAttest, buyer, fields)
+
+    async def submit_sealed(
+        self, kind: type[Transaction], account: Account, fields: Mapping[str, Any]
+    ) -> Receipt:
+        """Commit to a transaction of a kind that may travel sealed, and reveal it when the
+        commitment is final: nobody can put anything of theirs before it.
+
+        The salt follows from the account's secret and the terms, so a call that is repeated after
+        a crash goes on with the same commitment.
+        """
+        action = action_of(kind.model_validate({"sender": account.address, "nonce": 0, **fields}))
+        salt = keccak256(b"daifi/seal-salt/1" + self._ledger_id + account.secret + action)
+        terms = (await self._port.params()).sealed
+        sealed = {
+            "commitment": sealed_commitment(account.address, salt, action),
+            "deposit_wei": terms.deposit_wei,
+            "lasts_ms": terms.max_ms,
+        }
+        try:
+            await self.submit(Sealed, account, sealed)
+        except TransactionRefused as error:
+            if error.details.get("code") != "duplicate":  # then a call before this one got here
+                raise
+        return await self.submit(Reveal, account, {"salt": salt, "action": action})
 
     async def _require(self, task_id: bytes) -> TaskRecord:
         task = await self._port.task(task_id)

@@ -33,6 +33,7 @@ from daifi_flows.ledger._records import (
     TokenRecord,
 )
 from daifi_flows.ledger._rollups import ClaimedWord, RollupCount, RollupRecord
+from daifi_flows.ledger._sealed import SealedCount, SealedRecord
 from daifi_flows.ledger._tokens import OperatorRecord, ReproductionRecord
 
 __all__ = [
@@ -73,6 +74,8 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     AgendaRecord,
     VoterRecord,
     ModelRecord,
+    SealedRecord,
+    SealedCount,
 )
 """Every kind of record there is."""
 _KINDS: Final[dict[int, type[Record]]] = {kind.prefix[0]: kind for kind in RECORDS}

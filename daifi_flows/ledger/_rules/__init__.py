@@ -15,6 +15,7 @@ from daifi_flows.ledger._rules import (
     nodes,
     rewards,
     rollup,
+    sealed,
     tasks,
     tokens,
 )
@@ -34,6 +35,7 @@ _FAMILIES: Final = (
     nodes,
     rewards,
     rollup,
+    sealed,
     tasks,
     tokens,
 )

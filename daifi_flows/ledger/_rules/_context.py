@@ -48,6 +48,8 @@ class Context:
     layer: Layer
     now_ms: int
     height: int
+    sealed: bool = False
+    """Whether what runs was committed to before anybody could read it."""
     leased: str = ZERO_ADDRESS
     """The node whose capacity the running lease has bought; it takes tasks at the lease's price."""
 

@@ -8,6 +8,7 @@ from typing import Final
 from daifi_flows.cnft import NodeInfo, Payment, token_id_of
 from daifi_flows.errors import KeyMaterialError, TransactionRefused
 from daifi_flows.keys import recover_address
+from daifi_flows.ledger._disputes import DisputeRecord, dispute_key
 from daifi_flows.ledger._economics import surged_wei
 from daifi_flows.ledger._records import TaskRecord, TaskState
 from daifi_flows.ledger._rules import attested
@@ -30,6 +31,7 @@ from daifi_flows.ledger._tx.tasks import (
     Commit,
     Effect,
     Expire,
+    Forget,
     Open,
     Release,
 )
@@ -59,6 +61,9 @@ def open_task(ctx: Context, tx: Open) -> Facts:
     if spec.deadline_ms <= ctx.now_ms:
         refuse("expired", "the task's deadline has already passed; set a later one")
     check_policy(ctx, spec)
+    over_wei = ctx.params.sealed.over_wei
+    if spec.max_price_wei > over_wei and not ctx.sealed:
+        refuse("unsealed", f"a task of over {over_wei} wei is opened sealed: commit, then reveal")
     check_windows(ctx, spec, tx.bid_ms, tx.reveal_ms)
     ctx.debit(tx.sender, spec.max_price_wei)
     task = TaskRecord(
@@ -238,6 +243,28 @@ def expire(ctx: Context, tx: Expire) -> Facts:
     return {"task_id": task.task_id, "node": node, "payments": payments}
 
 
+def forget(ctx: Context, tx: Forget) -> Facts:
+    """Remove tasks that nothing can happen to any more: they are over, their outputs cannot be
+    disputed, evidence about them no longer counts, and their deadlines keep them from being
+    opened again."""
+    params = ctx.params
+    for task_id in tx.tasks:
+        task = require_task(ctx, task_id)
+        if task.state in (TaskState.OPEN, TaskState.ASSIGNED, TaskState.COMMITTED):
+            refuse("bad-state", f"task {task_id.hex()} is {task.state}; expire it first")
+        if ctx.layer.find(DisputeRecord, dispute_key(task_id)) is not None:
+            refuse("bad-state", f"the output of task {task_id.hex()} is disputed")
+        until_ms = max(
+            task.spec.deadline_ms + params.tasks.settle_grace_ms,
+            task.spec.deadline_ms + params.disputes.evidence_ms,
+            task.challenge_until_ms,
+        )
+        if ctx.now_ms <= until_ms:
+            refuse("bad-state", f"task {task_id.hex()} is kept until {until_ms} ms")
+        ctx.layer.remove(task.key())
+    return {}
+
+
 def effect(ctx: Context, tx: Effect) -> Facts:
     """Write what a token's action returned, once."""
     token = ctx.layer.token(tx.token_id)
@@ -259,5 +286,6 @@ RULES: Final[Mapping[type[Transaction], Rule]] = {
     Cancel: cancel,
     Expire: expire,
     Effect: effect,
+    Forget: forget,
     **attested.RULES,
 }

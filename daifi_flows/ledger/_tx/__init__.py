@@ -17,6 +17,7 @@ from daifi_flows.ledger._tx import (
     nodes,
     rewards,
     rollup,
+    sealed,
     tasks,
     tokens,
 )
@@ -35,6 +36,7 @@ _FAMILIES: Final = (
     nodes,
     rewards,
     rollup,
+    sealed,
     tasks,
     tokens,
 )

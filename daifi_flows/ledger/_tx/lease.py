@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, cast
 
 from pydantic import Field
@@ -139,20 +140,27 @@ def action_of(tx: Transaction) -> bytes:
     return canonical({"kind": tx.kind, **own})
 
 
-def read_action(data: bytes, sender: str) -> Transaction:
-    """The transaction that ``sender`` asks for in an action of its lease.
+def read_action(
+    data: bytes,
+    sender: str,
+    kinds: Mapping[str, type[Transaction]] = ACTIONS,
+    where: str = "lease",
+    max_bytes: int = _MAX_ACTION_BYTES,
+) -> Transaction:
+    """The transaction that ``sender`` asks for in an action of its lease, or of what else holds
+    actions.
 
     Raises:
-        TransactionRefused: ``bad-field``: not canonical, of a kind that leases do not allow, or
+        TransactionRefused: ``bad-field``: not canonical, of a kind that is not allowed there, or
             with a sender, nonce or signature of its own.
     """
     try:
-        value = decode_canonical(data, max_bytes=_MAX_ACTION_BYTES)
+        value = decode_canonical(data, max_bytes=max_bytes)
         if not isinstance(value, dict):
             raise EncodingError("an action is a map")
         body = cast("dict[str, Any]", value)
         name = body.pop("kind", None)
-        kind = ACTIONS.get(name) if isinstance(name, str) else None
+        kind = kinds.get(name) if isinstance(name, str) else None
         if kind is None:
             raise EncodingError(f"{str(name)[:40]!r} is no kind of action")
         foreign = sorted(set(body) & set(Transaction.model_fields))
@@ -163,7 +171,7 @@ def read_action(data: bytes, sender: str) -> Transaction:
             raise EncodingError("not in canonical form")
     except (EncodingError, RecursionError) as error:
         raise TransactionRefused(
-            f"an action of the lease cannot be read: {error}", code="bad-field"
+            f"an action of the {where} cannot be read: {error}", code="bad-field"
         ) from error
     return action
 
