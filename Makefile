@@ -2,11 +2,12 @@
 #   make demo    the main job: retrieve → reason → act as three verified, settled cNFTs
 #   make test    the test suite          make lint   ruff, pyright, import rules
 #   make fuzz    hostile bytes for half an hour or so (CASES=2000: minutes), time and memory limited
+#   make soak    kill the ledger's writer 300 times, at random and inside its writes (KILLS=, SEED=)
 #   make bench   the documentation's figures (NAME=demo)
 #   make vllm    add vLLM (CPU build) to the environment, for `daifi demo --engine vllm`
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-vllm lint format fuzz bench vllm clean
+.PHONY: demo test test-vllm lint format fuzz soak bench vllm clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -47,6 +48,9 @@ lint: $(VENV)/.ready
 
 fuzz: $(VENV)/.ready
 	HF_HUB_OFFLINE=1 DAIFI_FUZZ_CASES=$(or $(CASES),20000) $(BIN)/python -m pytest -o timeout=0 tests/proofs/fuzz
+
+soak: $(VENV)/.ready
+	folder=$$(mktemp -d) && $(BIN)/python tests/ledger/crash_driver.py $$folder $(or $(KILLS),300) $(or $(SEED),$$$$) && rm -r $$folder
 
 bench: $(VENV)/.ready
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(or $(NAME),demo)

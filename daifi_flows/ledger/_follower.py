@@ -61,7 +61,7 @@ class Follower(LedgerReads):
     """Keeps a copy of a ledger in its own file, and serves reads from it.
 
     Args:
-        path: its file; made when it is not there.
+        path: its file; made when it is not there. One that lost its last blocks gets them again.
         source: where blocks come from. What it gives is believed only as far as it is certified
             and executes.
         snapshot: what a fresh file begins with instead of genesis. Such a follower serves reads
@@ -112,7 +112,7 @@ class Follower(LedgerReads):
 
     def _load(self) -> Certified:
         fresh = not self.path.exists()
-        self._store = Store(self.path, self.genesis, probe=self._probe)
+        self._store = Store(self.path, self.genesis, may_lag=True, probe=self._probe)
         try:
             if self._snapshot is not None and (fresh or self._store.meta("seeded") is None):
                 seed_from(self._store, self._machine, self._snapshot)

@@ -55,6 +55,8 @@ class Store(StoreReads):
     Args:
         genesis: of the ledger; without it, what the file says.
         writable: take the writer's lock; otherwise the file is only read (audit).
+        may_lag: open a file that is behind its mark too, to fetch what it lacks; the mark stays
+            until it has.
 
     Raises:
         LedgerUnavailable: another process writes this file, or it cannot be opened.
@@ -68,6 +70,7 @@ class Store(StoreReads):
         genesis: Genesis | None,
         *,
         writable: bool = True,
+        may_lag: bool = False,
         probe: Probe = ignore,
     ) -> None:
         self.path = path
@@ -84,7 +87,7 @@ class Store(StoreReads):
                 self.genesis = self._check_genesis(genesis)
                 self._term = self.term
             if writable:
-                self._check_acked()
+                self._check_acked(may_lag)
         except BaseException:
             self.close()
             raise
@@ -141,7 +144,7 @@ class Store(StoreReads):
             )
         return stored
 
-    def _check_acked(self) -> None:
+    def _check_acked(self, may_lag: bool) -> None:
         """Compare with the high-water mark; one is made where there is none (a restored copy)."""
         self._acked = AckedFile(self.path.with_name(self.path.name + ".acked"))
         mark, head = self._acked.last, self.head()
@@ -149,12 +152,14 @@ class Store(StoreReads):
         if mark is None:
             self._acknowledge(height, bytes(32) if head is None else head.header.digest)
             return
+        if mark.height > height and may_lag:
+            return
         if mark.height > height:
             raise LedgerCorrupted(
                 f"ledger file {self.path} is older than what it acknowledged: it ends at block "
-                f"{height}, and {mark.height} was final. Copy the file of a follower, or restore a "
-                f"newer backup; this one is accepted once {self._acked.path.name} is removed, and "
-                "the blocks after it are then lost to it",
+                f"{height}, and {mark.height} was final. Start it as a follower of one that has "
+                "the rest, or put a follower's file or a newer backup in its place; it is accepted "
+                f"as it is once {self._acked.path.name} is removed, and what it lacks is then lost",
                 height=height + 1,
                 acknowledged=mark.height,
             )
@@ -166,6 +171,8 @@ class Store(StoreReads):
     def _acknowledge(self, height: int, digest: bytes) -> None:
         assert self._acked is not None, "only a writer acknowledges"
         before = self._acked.last
+        if before is not None and before.height > height:
+            return  # still fetching what was acknowledged
         term = max(self._term, before.term if before is not None else 0)
         self._acked.write(Acked(height, digest, term))
 
