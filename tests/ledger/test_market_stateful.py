@@ -244,14 +244,17 @@ class TaskMarket(RuleBasedStateMachine):
 
     @invariant()
     def everything_comes_out_again(self) -> None:
-        """A stranger alone, with time, frees every escrow, deposit, bond and held payment."""
+        """A stranger alone, with time, frees every escrow, deposit, bond and held payment, and
+        then the tasks can be forgotten."""
         bench = self.bench
         state = MemoryBase(dict(bench.state.items()))
+
+        late_ms = bench.now + LATE_MS
 
         def send(kind: type[t.Transaction], **fields: object) -> None:
             nonce = state.account(STRANGER.address).nonce
             tx = kind.model_validate({"sender": STRANGER.address, "nonce": nonce} | fields)
-            env = BlockEnv(bench.now + LATE_MS, 2)
+            env = BlockEnv(late_ms, 2)
             bench.machine.execute(state, tx.signed(STRANGER, bench.machine.ledger_id), env)
 
         for task in records(state, TaskRecord):
@@ -263,7 +266,11 @@ class TaskMarket(RuleBasedStateMachine):
         assert not records(state, AuctionRecord) and not records(state, DisputeRecord)
         for account in records(state, AccountRecord):
             assert account.bonded_wei == 0
-            assert account.at(bench.now + 2 * LATE_MS).locked_wei == 0
+            assert account.at(late_ms + LATE_MS).locked_wei == 0
+        late_ms += LATE_MS
+        if tasks := records(state, TaskRecord):
+            send(t.Forget, tasks=tuple(task.task_id for task in tasks))
+        assert not records(state, TaskRecord)
 
 
 TaskMarket.TestCase.settings = settings(

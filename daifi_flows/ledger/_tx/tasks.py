@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import Annotated, ClassVar, Final
+
+from pydantic import Field
 
 from daifi_flows.cnft import (
     Address,
@@ -19,17 +21,23 @@ from daifi_flows.ledger._tx._base import Transaction
 
 __all__ = [
     "KINDS",
+    "MAX_FORGOTTEN",
     "Assign",
     "Cancel",
     "Commit",
     "Effect",
     "Expire",
+    "Forget",
     "Open",
     "Reject",
     "Release",
     "Settle",
     "Unproven",
 ]
+
+
+MAX_FORGOTTEN: Final = 256
+"""Most tasks that one transaction removes."""
 
 
 class Open(Transaction):
@@ -140,6 +148,14 @@ class Expire(_OnTask):
     kind: ClassVar[str] = "expire"
 
 
+class Forget(Transaction):
+    """Remove tasks from the state that are over for good; anyone may. Their receipts can be
+    proven as before."""
+
+    kind: ClassVar[str] = "forget"
+    tasks: Annotated[tuple[Bytes32, ...], Field(min_length=1, max_length=MAX_FORGOTTEN)]
+
+
 class Effect(Transaction):
     """Commit, once, to what a token's after-settlement action returned."""
 
@@ -162,4 +178,5 @@ KINDS: Final[tuple[type[Transaction], ...]] = (
     Cancel,
     Expire,
     Effect,
+    Forget,
 )
