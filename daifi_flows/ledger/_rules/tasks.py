@@ -61,11 +61,11 @@ def open_task(ctx: Context, tx: Open) -> Facts:
     if spec.deadline_ms <= ctx.now_ms:
         refuse("expired", "the task's deadline has already passed; set a later one")
     check_policy(ctx, spec)
+    check_windows(ctx, spec, tx.bid_ms, tx.reveal_ms)
+    ctx.debit(tx.sender, spec.max_price_wei)
     over_wei = ctx.params.sealed.over_wei
     if spec.max_price_wei > over_wei and not ctx.sealed:
         refuse("unsealed", f"a task of over {over_wei} wei is opened sealed: commit, then reveal")
-    check_windows(ctx, spec, tx.bid_ms, tx.reveal_ms)
-    ctx.debit(tx.sender, spec.max_price_wei)
     task = TaskRecord(
         task_id=spec.task_id,
         spec=spec,
