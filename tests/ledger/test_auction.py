@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import ledger_kinds as t
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ledger_bench import Bench
+from ledger_kit import BUYER, COMMITTEE, DAI, GENESIS, NODE, SEAT_ACCOUNTS, STRANGER, T0
 
 from daifi_flows.cnft import BlockHeader
 from daifi_flows.encoding import keccak256
+from daifi_flows.errors import TransactionRefused
 from daifi_flows.keys import Account
 from daifi_flows.ledger._auction import (
     Auction,
@@ -30,14 +34,14 @@ BODIES = [tuple(b"tx %d of builder %d" % (n, i) for n in range(3)) for i in rang
 RICH = 10**30
 
 
-def header_of(on: BlockHeader | None, tx_root: bytes, builder: str, **changes: object):
+def header_of(on: BlockHeader | None, tx_root: object, builder: str, **changes: object):
     values: dict[str, object] = {
         "ledger_id": keccak256(b"ledger"),
         "height": 8 if on is not None else 7,
         "parent": on.digest if on is not None else bytes(32),
         "tx_root": tx_root,
-        "receipt_root": keccak256(b"receipts" + tx_root),
-        "state_root": keccak256(b"state" + tx_root),
+        "receipt_root": keccak256(b"receipts %r" % tx_root),
+        "state_root": keccak256(b"state %r" % tx_root),
         "history_root": bytes(32),
         "history_size": 0,
         "timestamp_ms": 1_000,
@@ -59,7 +63,8 @@ NEXT_SLOT = replace(SLOT, round=1, proposer=NEXT.address)
 
 
 def bid_of(i: int, bid_wei: int, body: tuple[bytes, ...] | None = None, **changes: object) -> Bid:
-    header = header_of(PARENT, merkle_root(body or BODIES[i]), BUILDERS[i].address, **changes)
+    tx_root = changes.pop("tx_root", merkle_root(body or BODIES[i]))
+    header = header_of(PARENT, tx_root, BUILDERS[i].address, **changes)
     return Bid.sign(header, bid_wei, BUILDERS[i])
 
 
@@ -197,6 +202,61 @@ def test_a_proposer_that_builds_on_two_parents_convicts_itself() -> None:
         first=Proposal.sign(BIDS[1].header, PROPOSER), second=Proposal.sign(fork, PROPOSER)
     )
     assert evidence.proposer == PROPOSER.address
+
+
+def seats_bench() -> tuple[Bench, Account]:
+    """A ledger on which seat 3 has 100 DAi at stake."""
+    here, seat = Bench(), SEAT_ACCOUNTS[3]
+    here.do(t.Transfer, BUYER, to=seat.address, amount_wei=100 * DAI)
+    here.do(t.Stake, seat, amount_wei=100 * DAI)
+    return here, seat
+
+
+def of_seat(seat: Account, **changes: object) -> Proposal:
+    values = {
+        "ledger_id": GENESIS.ledger_id,
+        "committee": COMMITTEE.digest,
+        "proposer": seat.address,
+        "timestamp_ms": T0,
+    }
+    return Proposal.sign(bid_of(1, 9, **(values | changes)).header, seat)
+
+
+def test_two_proposals_of_one_round_cost_half_of_the_stake_once() -> None:
+    here, seat = seats_bench()
+    pair = {"first": of_seat(seat), "second": of_seat(seat, tx_root=OTHER)}
+    receipt = here.do(t.ProposalEquivocation, STRANGER, **pair)
+    assert receipt.node == seat.address
+    assert here.state.account(seat.address).stake_wei == 50 * DAI
+    assert here.balance(STRANGER) == 5 * DAI, "a tenth of what was lost"
+    for again in (pair, {"first": pair["second"], "second": of_seat(seat, state_root=OTHER)}):
+        with pytest.raises(TransactionRefused, match="already shown"):
+            here.do(t.ProposalEquivocation, NODE, **again)
+
+
+def test_what_costs_a_proposer_nothing() -> None:
+    here, seat = seats_bench()
+    one, late = of_seat(seat), here.now + here.state.params().disputes.evidence_ms
+    other = of_seat(seat, tx_root=OTHER)
+    forged = other.model_copy(update={"signature": one.signature})
+    stranger = [of_seat(NODE, tx_root=root) for root in (OTHER, bytes(32))]
+    cases = [
+        ("bad-field", one, one),
+        ("bad-field", one, of_seat(seat, tx_root=OTHER, round=1)),
+        ("bad-field", one, of_seat(seat, tx_root=OTHER, height=9)),
+        ("bad-field", one, of_seat(seat, tx_root=OTHER, ledger_id=OTHER)),
+        ("bad-field", one, of_seat(SEAT_ACCOUNTS[4], tx_root=OTHER)),
+        ("bad-signature", one, forged),
+        ("bad-role", *stranger),
+    ]
+    for code, first, second in cases:
+        with pytest.raises(TransactionRefused) as refused:
+            here.do(t.ProposalEquivocation, STRANGER, first=first, second=second)
+        assert refused.value.details["code"] == code
+    here.now = late
+    with pytest.raises(TransactionRefused, match="evidence of this counted"):
+        here.do(t.ProposalEquivocation, STRANGER, first=one, second=other)
+    assert here.state.account(seat.address).stake_wei == 100 * DAI
 
 
 NOT_EVIDENCE = {

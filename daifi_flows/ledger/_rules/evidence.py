@@ -7,6 +7,7 @@ new. What an honest seat or node never signs twice:
 - a seat signs one block a height and round (its journal sees to that);
 - a seat signs one finding about one *proof* of an execution. Two findings about two proofs are no
   offence: whoever asks the committee may show it two;
+- a drawn seat signs one header as proposer a height and round (its journal again);
 - a node signs one *commit* an attempt. Two proof headers alone are no offence: a header names no
   attempt, and a buyer who calls a node twice gets two.
 """
@@ -20,6 +21,7 @@ from daifi_flows.cnft import Attestation, BlockHeader, Payment, QuorumCertificat
 from daifi_flows.encoding import tagged_hash
 from daifi_flows.errors import EncodingError, KeyMaterialError, TransactionRefused
 from daifi_flows.keys import recover_address, verify_bls_aggregate
+from daifi_flows.ledger._auction import DoubleProposal
 from daifi_flows.ledger._disputes import OffenceRecord, offence_key
 from daifi_flows.ledger._economics import Fault
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
@@ -30,6 +32,7 @@ from daifi_flows.ledger._tx.evidence import (
     AttestationEquivocation,
     BlockEquivocation,
     ProofEquivocation,
+    ProposalEquivocation,
 )
 from daifi_flows.ledger._tx.tasks import Commit
 
@@ -109,6 +112,33 @@ def proof_equivocation(ctx: Context, tx: ProofEquivocation) -> Facts:
     if payments is None:
         refuse("duplicate", "this offence was already shown")
     return {"task_id": first.task_id, "node": first.sender, "payments": payments}
+
+
+def proposal_equivocation(ctx: Context, tx: ProposalEquivocation) -> Facts:
+    """Slash a drawn proposer that signed two headers of one height and round."""
+    first, second = tx.first.header, tx.second.header
+    for header in (first, second):
+        _same(
+            ("ledger", header.ledger_id, ctx.ledger_id),
+            ("committee", header.committee, ctx.committee.digest),
+        )
+    _same(
+        ("height", first.height, second.height),
+        ("round", first.round, second.round),
+        ("proposer", first.proposer, second.proposer),
+    )
+    if first == second:
+        refuse("bad-field", "both headers are the same block: signing it twice is no offence")
+    if DoubleProposal(first=tx.first, second=tx.second).proposer is None:
+        refuse("bad-signature", f"proposer {first.proposer} did not sign both headers")
+    if all(seat.account != first.proposer for seat in ctx.committee.seats):
+        refuse("bad-role", f"{first.proposer} has no seat, so it never proposes")
+    _require_fresh(ctx, max(first.timestamp_ms, second.timestamp_ms))
+    place = {"height": first.height, "round": first.round}
+    payments = _punish(ctx, "proposal", place, first.proposer, tx.sender)
+    if payments is None:
+        refuse("duplicate", "this offence was already shown")
+    return {"node": first.proposer, "content": tx.pair(), "payments": payments}
 
 
 def _same(*claims: tuple[str, Any, Any]) -> None:
@@ -211,4 +241,5 @@ RULES: Final[Mapping[type[Transaction], Rule]] = {
     BlockEquivocation: block_equivocation,
     AttestationEquivocation: attestation_equivocation,
     ProofEquivocation: proof_equivocation,
+    ProposalEquivocation: proposal_equivocation,
 }

@@ -6,10 +6,17 @@ from typing import ClassVar, Final
 
 from daifi_flows.cnft import Attestation, BlockHeader, QuorumCertificate
 from daifi_flows.encoding import keccak256
+from daifi_flows.ledger._auction import Proposal
 from daifi_flows.ledger._tx._base import Transaction
 from daifi_flows.ledger._tx.tasks import Commit
 
-__all__ = ["KINDS", "AttestationEquivocation", "BlockEquivocation", "ProofEquivocation"]
+__all__ = [
+    "KINDS",
+    "AttestationEquivocation",
+    "BlockEquivocation",
+    "ProofEquivocation",
+    "ProposalEquivocation",
+]
 
 
 class _Evidence(Transaction):
@@ -84,6 +91,18 @@ class ProofEquivocation(_Evidence):
         )
 
 
+class ProposalEquivocation(_Evidence):
+    """Two headers of one height and round that the same drawn proposer signed."""
+
+    kind: ClassVar[str] = "proposal-equivocation"
+    first: Proposal
+    second: Proposal
+
+    def pair(self) -> bytes:
+        proposer = bytes.fromhex(self.first.header.proposer[2:])
+        return _pair(self.first.header.digest, self.second.header.digest, proposer)
+
+
 def _pair(one: bytes, other: bytes, accused: bytes) -> bytes:
     return keccak256(min(one, other) + max(one, other) + accused)
 
@@ -92,4 +111,5 @@ KINDS: Final[tuple[type[Transaction], ...]] = (
     BlockEquivocation,
     AttestationEquivocation,
     ProofEquivocation,
+    ProposalEquivocation,
 )
