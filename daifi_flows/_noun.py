@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Final, Self
 from eth_utils.address import is_checksum_address
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from daifi_flows.encoding import MAX_CBOR_BYTES, canonical, cid_sha256, decode_canonical
+from daifi_flows.encoding import MAX_CBOR_BYTES, canonical, cid_sha256, decode_cbor
 from daifi_flows.errors import EncodingError
 
 __all__ = [
@@ -128,7 +128,7 @@ class Noun(BaseModel):
             EncodingError: not canonical, or not this noun.
         """
         limit = cls.max_canonical_bytes if max_bytes is None else max_bytes
-        noun = cls.from_plain(decode_canonical(data, max_bytes=limit))
+        noun = cls.from_plain(decode_cbor(data, max_bytes=limit))
         if noun.canonical() != data:
             raise EncodingError(f"not the canonical form of a {cls.__name__}")
         return noun

@@ -27,6 +27,7 @@ __all__ = [
     "cid_sha256",
     "decode_canonical",
     "decode_canonical_json",
+    "decode_cbor",
     "keccak256",
     "parse_json",
     "sha256",
@@ -188,16 +189,26 @@ def decode_canonical(data: bytes, *, max_bytes: int = MAX_CBOR_BYTES) -> Any:
     Raises:
         EncodingError: too large, truncated, trailing bytes, not canonical, or forbidden types.
     """
+    value = decode_cbor(data, max_bytes=max_bytes)
+    if canonical(value) != data:
+        raise EncodingError("not canonical DAG-CBOR: it encodes differently")
+    return value
+
+
+def decode_cbor(data: bytes, *, max_bytes: int = MAX_CBOR_BYTES) -> Any:
+    """The same for callers that encode what they made of it, and compare that with ``data``: what
+    is not canonical or has forbidden types may pass here.
+
+    Raises:
+        EncodingError: too large, truncated, trailing bytes, or too deep.
+    """
     if len(data) > max_bytes:
         raise EncodingError(f"object of {len(data)} bytes is over the limit of {max_bytes}")
     _bound_cbor(data)
     try:
-        value = libipld.decode_dag_cbor(bytes(data))
+        return libipld.decode_dag_cbor(bytes(data))
     except (ValueError, RecursionError, OverflowError, TypeError) as error:
         raise EncodingError(f"not canonical DAG-CBOR: {error}") from error
-    if canonical(value) != data:
-        raise EncodingError("not canonical DAG-CBOR: it encodes differently")
-    return value
 
 
 def canonical_json(value: Any) -> bytes:

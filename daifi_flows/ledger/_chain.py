@@ -29,7 +29,7 @@ from daifi_flows.ledger._seal import Seal, open_slot
 from daifi_flows.ledger._state import Base, Layer
 from daifi_flows.ledger._store import Mark, Row
 from daifi_flows.ledger._trie import Trie
-from daifi_flows.ledger._tx import parse_transaction
+from daifi_flows.ledger._tx import Incoming
 from daifi_flows.merkle import MountainRange
 
 __all__ = ["Chain", "Dropped", "Pending"]
@@ -113,16 +113,17 @@ class Chain:
         block = Pending(candidate.layer, env, candidate=candidate)
         block.proposal = self._in_term(row.block)
         for raw, receipt in zip(row.block.transactions, candidate.receipts, strict=True):
-            self._record(block, raw, receipt)
+            self._record(block, self._read(raw), receipt)
         self.pending.append(block)
 
-    def _record(self, block: Pending, raw: bytes, receipt: TxReceipt) -> None:
-        tx = parse_transaction(raw)
-        block.raw.append(raw)
-        block.size += len(raw)
+    def _read(self, raw: bytes) -> Incoming:
+        return Incoming.read(raw, self.machine.ledger_id)
+
+    def _record(self, block: Pending, read: Incoming, receipt: TxReceipt) -> None:
+        block.raw.append(read.raw)
+        block.size += len(read.raw)
         block.receipts.append(receipt)
-        for mark in tx.marks():
-            block.marks[mark] = Mark(receipt.tx, tx.intent())
+        block.marks.update(dict.fromkeys(read.marks, Mark(receipt.tx, read.intent)))
         self.queued[receipt.tx] = block
 
     @property
@@ -131,6 +132,10 @@ class Chain:
         return self.pending[-1].layer if self.pending else self.base
 
     def add(self, raw: bytes, now_ms: int) -> bytes:
+        """:meth:`accept` a transaction by its bytes."""
+        return self.accept(self._read(raw), now_ms)
+
+    def accept(self, read: Incoming, now_ms: int) -> bytes:
         """Execute a transaction on the newest block; its id.
 
         Repeating a transaction that is still pending is not an error.
@@ -139,8 +144,7 @@ class Chain:
             TransactionRefused: it cannot be read or breaks a rule; nothing changed.
             LedgerUnavailable: too many transactions wait for certificates.
         """
-        tx = parse_transaction(raw)
-        tx_id = tx.digest(self.machine.ledger_id)
+        raw, tx, tx_id = read.raw, read.tx, read.tx_id
         if tx_id in self.queued:
             return tx_id
         if len(self.queued) >= MAX_PENDING_TXS:
@@ -154,7 +158,7 @@ class Chain:
         place = place_in_block(self.tip, tx)
         block = self._filling(now_ms, len(raw), place)
         try:
-            receipt = self.machine.execute(block.layer, tx, block.env, size=len(raw))
+            receipt = self._execute(block, read)
         except TransactionRefused:
             if block.env.timestamp_ms >= now_ms or not block.raw:
                 self._drop_empty()
@@ -162,13 +166,18 @@ class Chain:
             # Refused at the time this block was begun, which may be long ago: try at this time.
             block = self._fresh(now_ms)
             try:
-                receipt = self.machine.execute(block.layer, tx, block.env, size=len(raw))
+                receipt = self._execute(block, read)
             except TransactionRefused:
                 self._drop_empty()
                 raise
-        self._record(block, raw, receipt)
+        self._record(block, read, receipt)
         block.place = place
         return tx_id
+
+    def _execute(self, block: Pending, read: Incoming) -> TxReceipt:
+        return self.machine.execute(
+            block.layer, read.tx, block.env, size=len(read.raw), tx_id=read.tx_id
+        )
 
     def _filling(self, now_ms: int, size: int, place: int) -> Pending:
         last = self.pending[-1] if self.pending else None
@@ -260,7 +269,7 @@ class Chain:
         block.candidate, block.proposal = candidate, self._in_term(foreign)
         self.pending.appendleft(block)
         for each, receipt in zip(foreign.transactions, candidate.receipts, strict=True):
-            self._record(block, each, receipt)
+            self._record(block, self._read(each), receipt)
         return self._repeat_after(1, now_ms)
 
     def _in_term(self, block: Block) -> bytes:

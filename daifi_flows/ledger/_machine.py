@@ -56,15 +56,25 @@ class Machine:
             height=env.height,
         )
 
-    def execute(self, state: Base, tx: Transaction, env: BlockEnv, *, size: int = 0) -> TxReceipt:
+    def execute(
+        self,
+        state: Base,
+        tx: Transaction,
+        env: BlockEnv,
+        *,
+        size: int = 0,
+        tx_id: bytes | None = None,
+    ) -> TxReceipt:
         """Apply one transaction to ``state`` in a block.
 
-        ``size`` is the length of the wire form in bytes, for callers that have it at hand.
+        Args:
+            size: length of the wire form in bytes, when it is at hand.
+            tx_id: the transaction's digest on this ledger, when it is at hand.
 
         Raises:
             TransactionRefused: a rule is broken; ``state`` is unchanged.
         """
-        tx_id = tx.check_signature(self.ledger_id)
+        tx_id = tx.check_signature(self.ledger_id, tx_id)
         layer = Layer(state)
         sender = layer.account(tx.sender)
         if tx.nonce != sender.nonce:

@@ -30,7 +30,7 @@ from daifi_flows.ledger._recovery import certified_state, journaled_row
 from daifi_flows.ledger._snapshot import take_snapshot
 from daifi_flows.ledger._store import Probe, Store, backup_ledger, ignore
 from daifi_flows.ledger._store_changes import changes_of
-from daifi_flows.ledger._tx import Transaction, parse_transaction
+from daifi_flows.ledger._tx import Incoming
 
 __all__ = ["LedgerService", "wall_clock_ms"]
 
@@ -196,16 +196,18 @@ class LedgerService(LedgerReads):
         """
         if self._broken is not None:
             raise self._broken
-        tx = parse_transaction(raw)
-        tx_id = tx.digest(self.ledger_id)
-        if self._store.find_tx(tx_id) is not None:
+        read = Incoming.read(raw, self.ledger_id)
+        tx_id = read.tx_id
+        # A final transaction has used its sender's nonce: a newer nonce need not be looked up.
+        used = self._chain.base.account(read.tx.sender).nonce
+        if read.tx.nonce < used and self._store.find_tx(tx_id) is not None:
             return tx_id
-        if (done := self._done(tx)) is not None:
+        if (done := self._done(read)) is not None:
             return done
         if tx_id not in self._chain.queued:
             self._check_room()
         try:
-            tx_id = self._chain.add(raw, self._clock())
+            self._chain.accept(read, self._clock())
         except TransactionRefused:
             self._counts["refused"] += 1
             raise
@@ -229,14 +231,14 @@ class LedgerService(LedgerReads):
                 pending=waiting,
             )
 
-    def _done(self, tx: Transaction) -> bytes | None:
+    def _done(self, read: Incoming) -> bytes | None:
         """The transaction that already did this, when it did exactly this."""
-        intent = tx.intent()
-        for key in tx.marks():
+        tx = read.tx
+        for key in read.marks:
             mark = self._chain.pending_mark(key) or self._store.find_mark(key)
             if mark is None:
                 continue
-            if mark.intent == intent:
+            if mark.intent == read.intent:
                 return mark.tx
             if key == tx.request_mark():
                 raise TransactionRefused(

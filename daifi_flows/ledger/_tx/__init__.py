@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, Self, cast
 
-from daifi_flows.encoding import decode_canonical
+from daifi_flows.encoding import decode_cbor
 from daifi_flows.errors import EncodingError, TransactionRefused
 from daifi_flows.ledger._tx import (
     bids,
@@ -23,7 +23,7 @@ from daifi_flows.ledger._tx import (
 )
 from daifi_flows.ledger._tx._base import MAX_TX_BYTES, NO_REQUEST, Transaction
 
-__all__ = ["KINDS", "MAX_TX_BYTES", "NO_REQUEST", "Transaction", "parse_transaction"]
+__all__ = ["KINDS", "MAX_TX_BYTES", "NO_REQUEST", "Incoming", "Transaction", "parse_transaction"]
 
 _FAMILIES: Final = (
     bids,
@@ -55,7 +55,7 @@ def parse_transaction(data: bytes) -> Transaction:
         TransactionRefused: ``bad-field``: too large, not canonical, unknown kind or fields.
     """
     try:
-        value = decode_canonical(data, max_bytes=_LARGEST)
+        value = decode_cbor(data, max_bytes=_LARGEST)
         if not isinstance(value, dict):
             raise EncodingError("a transaction is a map")
         body = cast("dict[str, Any]", value)
@@ -73,3 +73,25 @@ def parse_transaction(data: bytes) -> Transaction:
             f"the transaction cannot be read: {error}", code="bad-field"
         ) from error
     return transaction
+
+
+class Incoming(NamedTuple):
+    """A stranger's transaction, and what follows from its bytes; worked out once.
+
+    Attributes:
+        raw: its wire form.
+        tx_id: its digest on the ledger; the signature is not checked.
+        marks, intent: see :class:`Transaction`.
+    """
+
+    raw: bytes
+    tx: Transaction
+    tx_id: bytes
+    marks: tuple[bytes, ...]
+    intent: bytes
+
+    @classmethod
+    def read(cls, raw: bytes, ledger_id: bytes) -> Self:
+        """Parse a transaction (see :func:`parse_transaction`)."""
+        tx = parse_transaction(raw)
+        return cls(raw, tx, tx.digest(ledger_id), tx.marks(), tx.intent())

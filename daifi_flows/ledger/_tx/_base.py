@@ -102,13 +102,16 @@ class Transaction(Noun):
         """This transaction with ``account``'s signature."""
         return self.model_copy(update={"signature": account.sign(self.digest(ledger_id))})
 
-    def check_signature(self, ledger_id: bytes) -> bytes:
+    def check_signature(self, ledger_id: bytes, digest: bytes | None = None) -> bytes:
         """The transaction's id, when its sender signed it for this ledger.
+
+        Args:
+            digest: :meth:`digest`, when it is at hand.
 
         Raises:
             TransactionRefused: ``bad-signature``.
         """
-        digest = self.digest(ledger_id)
+        digest = digest or self.digest(ledger_id)
         try:
             signer = recover_address(digest, self.signature)
         except KeyMaterialError as error:
