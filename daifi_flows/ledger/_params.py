@@ -421,8 +421,10 @@ class Genesis(Noun):
             group_key is None
             or len(shares) != len(seats)
             or not shares_sound(group_key, shares, self.committee.quorum)
+            or shares_sound(group_key, shares, self.committee.quorum - 1)
         ):
             raise LedgerError(
                 "the genesis committee has no group key shared among all of its seats, a quorum of "
-                "whom makes its signature; deal one: without it blocks have no beacon"
+                "whom, and no fewer, makes its signature; deal one: without it blocks have no "
+                "beacon"
             )

@@ -31,10 +31,12 @@ from daifi_flows.keys import Account
 from daifi_flows.ledger._certifier import Certifier
 from daifi_flows.ledger._client import LedgerClient, patiently
 from daifi_flows.ledger._params import Genesis, Params
+from daifi_flows.ledger._proposing import BuilderPort
 from daifi_flows.ledger._reads import StateEntry
 from daifi_flows.ledger._records import (
     AccountRecord,
     LedgerHealth,
+    Record,
     SupplyReport,
     TaskRecord,
     TokenRecord,
@@ -59,6 +61,7 @@ _READS: Final = frozenset(
         "prove",
         "prove_entry",
         "quote",
+        "record",
         "receipt",
         "supply",
         "task",
@@ -76,10 +79,15 @@ class LedgerActor:
     """
 
     def __init__(
-        self, path: str, genesis: Genesis, certifier: Certifier, builder: bytes | None = None
+        self,
+        path: str,
+        genesis: Genesis,
+        certifier: Certifier,
+        builder: bytes | None = None,
+        builders: Sequence[BuilderPort] = (),
     ) -> None:
         account = Account(builder) if builder is not None else None
-        self._service = LedgerService(path, genesis, certifier, builder=account)
+        self._service = LedgerService(path, genesis, certifier, builder=account, builders=builders)
         self._opening = asyncio.Lock()
         self._open = False
 
@@ -161,6 +169,9 @@ class _RayPort:
     async def token(self, token_id: bytes) -> TokenRecord | None:
         return await self._call("token", token_id)
 
+    async def record(self, key: bytes) -> Record | None:
+        return await self._call("record", key)
+
     async def supply(self) -> SupplyReport:
         return await self._call("supply")
 
@@ -219,6 +230,7 @@ class RayLedger(LedgerClient):
         certifier: Certifier,
         *,
         builder: Account | None = None,
+        builders: Sequence[BuilderPort] = (),
         name: str | None = None,
         namespace: str | None = None,
         resources: dict[str, float] | None = None,
@@ -226,8 +238,9 @@ class RayLedger(LedgerClient):
     ) -> RayLedger:
         """Start the actor (restarted for ever when its process dies, never detached).
 
-        ``builder`` signs its blocks (a fresh key when absent); ``resources`` pins it to the
-        machine that has the file. Returns at once; the file is opened by the first call.
+        ``builder`` signs its blocks (a fresh key when absent), ``builders`` are asked to bid for
+        each block too; ``resources`` pins it to the machine that has the file. Returns at once;
+        the file is opened by the first call.
 
         Raises:
             LedgerUnavailable: an actor of this name exists already.
@@ -245,7 +258,11 @@ class RayLedger(LedgerClient):
         remote = cast(Any, ray.remote(LedgerActor))
         try:
             handle = remote.options(**options).remote(
-                str(path), genesis, certifier, builder.secret if builder is not None else None
+                str(path),
+                genesis,
+                certifier,
+                builder.secret if builder is not None else None,
+                tuple(builders),
             )
         except ValueError as error:
             raise LedgerUnavailable(

@@ -6,6 +6,7 @@ import pytest
 from ledger_kit import (
     BUYER,
     COMMITTEE,
+    DEALING,
     GENESIS,
     NODE,
     T0,
@@ -16,6 +17,7 @@ from daifi_flows.errors import EncodingError, LedgerError
 from daifi_flows.ledger import Genesis, Params
 from daifi_flows.ledger._machine import Machine
 from daifi_flows.ledger._params import FeeParams
+from daifi_flows.threshold import deal
 
 
 def test_genesis_needs_possession_of_each_seat_key() -> None:
@@ -28,6 +30,31 @@ def test_genesis_needs_possession_of_each_seat_key() -> None:
     ):
         committee = COMMITTEE.model_copy(update={"seats": wrong})
         with pytest.raises(LedgerError, match=why):
+            Machine(GENESIS.model_copy(update={"committee": committee}))
+
+
+def test_genesis_needs_a_group_key_shared_among_all_seats() -> None:
+    seats = COMMITTEE.seats
+    other = deal(b"another dealer".ljust(32), 21, 14)
+    low = deal(b"a lower threshold".ljust(32), 21, 13)
+    shares = [
+        tuple(
+            seat.model_copy(update={"share": share})
+            for seat, share in zip(seats, each, strict=True)
+        )
+        for each in ([*other.shares[:1], *DEALING.shares[1:]], [None, *DEALING.shares[1:]],
+                     DEALING.shares[::-1], low.shares)
+    ]  # fmt: skip
+    for changes in (
+        {"group_key": None},
+        {"group_key": other.group_key},
+        {"seats": shares[0]},
+        {"seats": shares[1]},
+        {"seats": shares[2]},
+        {"group_key": low.group_key, "seats": shares[3]},
+    ):
+        committee = COMMITTEE.model_copy(update=changes)
+        with pytest.raises(LedgerError, match="group key"):
             Machine(GENESIS.model_copy(update={"committee": committee}))
 
 
