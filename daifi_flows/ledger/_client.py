@@ -7,7 +7,7 @@ import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from daifi_flows.cnft import (
     Attestation,
@@ -26,6 +26,7 @@ from daifi_flows.ledger._params import Params
 from daifi_flows.ledger._records import (
     AccountRecord,
     LedgerHealth,
+    Record,
     SupplyReport,
     TaskRecord,
     TaskState,
@@ -53,6 +54,8 @@ from daifi_flows.ledger._tx.tokens import FlashAttest, SafeTransferToken
 
 __all__ = ["LedgerClient", "Port"]
 
+RecordT = TypeVar("RecordT", bound=Record)
+
 _BACKOFF_S: Final = (0.01, 1.0)
 """The first and the longest pause before a transaction is signed again, less a random part."""
 
@@ -74,6 +77,7 @@ class Port(Protocol):
     async def account(self, address: str) -> AccountRecord: ...
     async def task(self, task_id: bytes) -> TaskRecord | None: ...
     async def token(self, token_id: bytes) -> TokenRecord | None: ...
+    async def record(self, key: bytes) -> Record | None: ...
     async def supply(self) -> SupplyReport: ...
     async def quote(self, node: str) -> int: ...
     async def nodes(self) -> tuple[AccountRecord, ...]: ...
@@ -124,6 +128,11 @@ class LedgerClient:
     async def token(self, token_id: bytes) -> TokenRecord | None:
         """A token, if it was ever minted."""
         return await self._port.token(token_id)
+
+    async def record(self, kind: type[RecordT], key: bytes) -> RecordT | None:
+        """What the state holds of a kind under a key: ``ListingRecord``, ``listing_key(id)``."""
+        found = await self._port.record(key)
+        return found if isinstance(found, kind) else None
 
     async def supply(self) -> SupplyReport:
         """Where all money is."""

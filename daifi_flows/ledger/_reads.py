@@ -105,6 +105,10 @@ class LedgerReads(ABC):
         """A token, if it was ever minted."""
         return self._final().base.token(token_id)
 
+    async def record(self, key: bytes) -> Record | None:
+        """What the state holds under a key (records' modules say how theirs are made)."""
+        return self._final().base.get(key)
+
     async def supply(self) -> SupplyReport:
         """Where all money is."""
         return self._final().base.supply()

@@ -453,6 +453,13 @@ async def test_tokens_move_and_are_reused_once_through_a_client(tmp_path: Path) 
         with pytest.raises(TransactionRefused, match="never minted"):
             await ledger.flash_attest(META, again, NODE)
 
+        key = listing_key(token)
+        assert await ledger.record(ListingRecord, key) is None
+        await ledger.submit(t.ListToken, BUYER, {"token_id": token, "price_wei": DAI})
+        listing = await ledger.record(ListingRecord, key)
+        assert listing is not None and listing.price_wei == DAI
+        assert await ledger.record(TokenRecord, key) is None
+
         request = keccak256(b"give it away")
         moved = await ledger.transfer_token(token, NODE.address, BUYER, request=request)
         assert await ledger.transfer_token(token, NODE.address, BUYER, request=request) == moved
