@@ -19,9 +19,11 @@ from daifi_flows.ledger._disputes import DisputeRecord, dispute_key
 from daifi_flows.ledger._epochs import NodeEpochRecord, node_epoch_key
 from daifi_flows.ledger._params import (
     MAX_DISPUTES,
+    BidParams,
     DisputeParams,
     RewardParams,
     StakingParams,
+    TaskParams,
 )
 
 UPHELD, DISMISSED, UNDECIDED = DisputeFinding
@@ -221,6 +223,29 @@ def test_nothing_settles_that_stake_no_longer_vouches_for(spare_ms: int, code: s
     else:
         assert bench.refused(tx) == code
         bench.do(t.Expire, STRANGER, task_id=spec.task_id)
+
+
+@pytest.mark.parametrize(
+    ("group", "field", "least", "most"),
+    [
+        (BidParams, "deposit_wei", 0, 10**24),
+        (BidParams, "max_bids", 1, 64),
+        (BidParams, "min_window_ms", 1, 86_400_000),
+        (TaskParams, "bond_ppm", 0, PPM),
+        (TaskParams, "notice_ms", 0, 86_400_000),
+        (DisputeParams, "min_bond_wei", 1, 10**24),
+        (DisputeParams, "bond_ppm", 0, 10 * PPM),
+        (DisputeParams, "node_ppm", 0, PPM),
+        (DisputeParams, "answer_ms", 1_000, 7 * 86_400_000),
+        (DisputeParams, "evidence_ms", 60_000, 30 * 86_400_000),
+    ],
+)
+def test_terms_have_hard_bounds(group, field: str, least: int, most: int) -> None:
+    for value in (least, most):
+        assert getattr(group.model_validate({field: value}), field) == value
+    for value in (least - 1, most + 1):
+        with pytest.raises(ValueError, match=field):
+            group.model_validate({field: value})
 
 
 def test_pay_for_other_outputs_is_not_held() -> None:
