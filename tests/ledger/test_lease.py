@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import ledger_kinds as t
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from ledger_bench import snapshot
 from ledger_kit import (
     BUYER,
@@ -24,7 +23,7 @@ from ledger_kit import (
     make_header,
     make_spec,
 )
-from token_bench import TokenBench
+from token_bench import TokenBench, action, send_money
 
 from daifi_flows.cnft import PPM, TxReceipt, token_id_of
 from daifi_flows.encoding import canonical, keccak256, tagged_hash
@@ -32,13 +31,10 @@ from daifi_flows.errors import InsufficientFunds, TransactionRefused
 from daifi_flows.keys import Account
 from daifi_flows.ledger import Params, TaskState
 from daifi_flows.ledger._lease import (
-    VIRTUAL_WEI,
     OfferRecord,
     PoolRecord,
-    ProviderRecord,
     lease_fee_wei,
     offer_key,
-    provider_key,
 )
 from daifi_flows.ledger._params import FeeParams
 from daifi_flows.ledger._records import ZERO_ADDRESS
@@ -47,14 +43,6 @@ from daifi_flows.ledger._tx.lease import ACTIONS, MAX_ACTIONS, action_of, read_a
 WORK = 10**12
 """Floating-point operations that NODE has shown: one teraFLOP, 10^6 megaFLOP."""
 RATE = 3 * DAI
-
-
-def _action(kind: type[t.Transaction], sender: Account, **fields: object) -> bytes:
-    return action_of(kind.model_validate({"sender": sender.address, "nonce": 0} | fields))
-
-
-def _send_money(sender: Account, to: Account, amount: int) -> bytes:
-    return _action(t.Transfer, sender, to=to.address, amount_wei=amount)
 
 
 class LeaseBench(TokenBench):
@@ -83,7 +71,7 @@ def _work(
     """Actions that open a task and give it to a node."""
     spec = make_spec(number, buyer=buyer.address)
     fields = {"task_id": spec.task_id, "attempt": 0, "node": node.address, "price_wei": price}
-    return _action(t.Open, buyer, spec=spec), _action(t.Assign, buyer, **fields)
+    return action(t.Open, buyer, spec=spec), action(t.Assign, buyer, **fields)
 
 
 # Credit
@@ -96,7 +84,7 @@ def test_credit_is_lent_used_and_repaid_with_a_fee() -> None:
     bench.do(t.ListToken, BUYER, token_id=token, price_wei=100 * DAI)
     bench.do(t.Transfer, STRANGER, to=OTHER.address, amount_wei=bench.balance(STRANGER) - 2 * DAI)
     before, pool = bench.balance(BUYER), bench.pool.cash_wei
-    buy = _action(t.Buy, STRANGER, token_id=token, seller=BUYER.address, price_wei=100 * DAI)
+    buy = action(t.Buy, STRANGER, token_id=token, seller=BUYER.address, price_wei=100 * DAI)
     with pytest.raises(InsufficientFunds, match="none of them happened"):
         bench.run(bench.lease(STRANGER, buy, credit_wei=99 * DAI))
     assert bench.owner(token) == BUYER.address
@@ -114,7 +102,7 @@ def test_credit_is_lent_used_and_repaid_with_a_fee() -> None:
 
 def test_the_receipt_binds_what_every_action_did() -> None:
     bench = LeaseBench()
-    actions = (_send_money(BUYER, STRANGER, 5), _send_money(BUYER, NODE, 6))
+    actions = (send_money(BUYER, STRANGER, 5), send_money(BUYER, NODE, 6))
     receipt = bench.run(bench.lease(BUYER, *actions, credit_wei=DAI))
     inner = []
     for data, (to, amount) in zip(actions, ((STRANGER, 5), (NODE, 6)), strict=True):
@@ -128,7 +116,7 @@ def test_the_receipt_binds_what_every_action_did() -> None:
 def test_all_the_pool_can_be_borrowed_and_is_back_afterwards() -> None:
     bench = LeaseBench()
     pool = bench.pool.cash_wei
-    bench.run(bench.lease(BUYER, _send_money(BUYER, BUYER, 1), credit_wei=pool))
+    bench.run(bench.lease(BUYER, send_money(BUYER, BUYER, 1), credit_wei=pool))
     assert bench.pool.cash_wei > pool
 
 
@@ -227,12 +215,12 @@ def _raw(**value: object) -> bytes:
     return canonical(value)
 
 
-_PAY_ONESELF = _send_money(BUYER, BUYER, 1)
+_PAY_ONESELF = send_money(BUYER, BUYER, 1)
 _WORD = DAI.to_bytes(32, "big")
 _FOREIGN = {"kind": "transfer", "to": STRANGER.address, "amount_wei": _WORD}
 _ASSIGN_AND_CANCEL = (
     *_work(1, RATE),
-    _action(t.Cancel, BUYER, task_id=make_spec(1).task_id),
+    action(t.Cancel, BUYER, task_id=make_spec(1).task_id),
 )
 
 
@@ -247,14 +235,14 @@ def _nested(bench: LeaseBench) -> t.Transaction:
 
 
 def _all_but_last(bench: LeaseBench) -> t.Transaction:
-    actions = [_send_money(BUYER, NODE, 1)] * 15
-    return bench.lease(BUYER, *actions, _send_money(BUYER, NODE, 10**6 * DAI), credit_wei=DAI)
+    actions = [send_money(BUYER, NODE, 1)] * 15
+    return bench.lease(BUYER, *actions, send_money(BUYER, NODE, 10**6 * DAI), credit_wei=DAI)
 
 
 def _sell_the_same_twice(bench: LeaseBench) -> t.Transaction:
     token = bench.mint(0)
     fields = {"token_id": token, "owner": BUYER.address}
-    moves = [_action(t.TransferToken, BUYER, **fields, to=a.address) for a in (NODE, OTHER)]
+    moves = [action(t.TransferToken, BUYER, **fields, to=a.address) for a in (NODE, OTHER)]
     return bench.lease(BUYER, *moves, credit_wei=1)
 
 
@@ -272,12 +260,12 @@ ATTACKS: list[tuple[str, str, Attack]] = [
     (
         "not repaying",
         "insufficient-funds",
-        _poor(_send_money(STRANGER, OTHER, DAI), credit=DAI),
+        _poor(send_money(STRANGER, OTHER, DAI), credit=DAI),
     ),
     (
         "repaying without the fee",
         "insufficient-funds",
-        _poor(_send_money(STRANGER, STRANGER, 1), credit=DAI),
+        _poor(send_money(STRANGER, STRANGER, 1), credit=DAI),
     ),
     ("borrowing more than there is", "bad-state", _credit(_PAY_ONESELF, credit=100 * DAI + 1)),
     ("borrowing nothing", "bad-field", _credit(_PAY_ONESELF, credit=0)),
@@ -306,7 +294,7 @@ ATTACKS: list[tuple[str, str, Attack]] = [
         "moving another's token",
         "unknown",
         _credit(
-            _action(
+            action(
                 t.TransferToken,
                 BUYER,
                 token_id=bytes(32),
@@ -430,144 +418,3 @@ def test_fees_are_paid_on_the_lease_and_come_back_with_it() -> None:
     receipt = bench.run(tx)
     assert receipt.fee_wei == len(tx.encode()) * 10**9
     assert bench.balance(BUYER) == before - receipt.fee_wei - lease_fee_wei(DAI, 900)
-
-
-# The pool
-
-
-def test_inflating_a_share_costs_more_than_it_takes() -> None:
-    """The first depositor buys one share, lifts its price by paying fees, and waits."""
-    bench = TokenBench()
-    bench.do(t.PoolDeposit, STRANGER, amount_wei=1)
-    paid = 0
-    for _ in range(30):
-        cash = bench.state.find(PoolRecord, PoolRecord.prefix).cash_wei
-        tx = bench.make(
-            t.Lease,
-            STRANGER,
-            credit_wei=cash,
-            node=ZERO_ADDRESS,
-            mflop=0,
-            price_wei=0,
-            actions=(_send_money(STRANGER, STRANGER, 1),),
-        )
-        bench.run(tx)
-        paid += lease_fee_wei(cash, 900)
-    bench.do(t.PoolDeposit, BUYER, amount_wei=DAI)
-    shares = bench.state.find(ProviderRecord, provider_key(BUYER.address)).shares_wei
-    before = bench.balance(BUYER)
-    bench.do(t.PoolWithdraw, BUYER, shares_wei=shares)
-    assert DAI - (bench.balance(BUYER) - before) <= 1
-    assert paid >= 30
-
-
-@given(
-    donated=st.integers(min_value=0, max_value=10**24),
-    first=st.integers(min_value=1, max_value=10**24),
-    victim=st.integers(min_value=1, max_value=10**24),
-)
-def test_whoever_lifts_the_price_of_shares_never_gains(
-    donated: int, first: int, victim: int
-) -> None:
-    """Whatever fees the first depositor pays in, it never gets back more than it put in."""
-    pool = PoolRecord()
-    mine = pool.shares_for_wei(first)
-    pool = PoolRecord(cash_wei=first + donated, shares_wei=mine)
-    theirs = pool.shares_for_wei(victim)
-    if theirs == 0:
-        return  # refused
-    pool = PoolRecord(cash_wei=pool.cash_wei + victim, shares_wei=mine + theirs)
-    assert pool.worth_wei(mine) <= first + donated
-    # What rounding takes from the victim is under the price of one share.
-    loss = victim - pool.worth_wei(theirs)
-    assert loss * VIRTUAL_WEI <= pool.cash_wei + VIRTUAL_WEI + VIRTUAL_WEI
-
-
-PEOPLE = [BUYER, OTHER, STRANGER]
-people = st.sampled_from(PEOPLE)
-amounts = st.one_of(
-    st.integers(min_value=0, max_value=10),
-    st.sampled_from([999_999, 10**6, DAI - 1, DAI, 7 * DAI]),
-)
-
-
-class Pool(RuleBasedStateMachine):
-    """Deposits, withdrawals and loans, against plain integers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bench = TokenBench()
-        self.cash = self.total = 0
-        self.shares = {who.address: 0 for who in PEOPLE}
-        self.price = (1, 1)
-
-    def attempt(self, allowed: bool, kind: type[t.Transaction], who: Account, **fields) -> bool:
-        before = snapshot(self.bench.state)
-        try:
-            self.bench.do(kind, who, **fields)
-        except TransactionRefused:
-            assert not allowed
-            assert snapshot(self.bench.state) == before
-        else:
-            assert allowed
-        return allowed
-
-    @rule(who=people, amount=amounts)
-    def deposit(self, who: Account, amount: int) -> None:
-        bought = amount * (self.total + VIRTUAL_WEI) // (self.cash + VIRTUAL_WEI)
-        allowed = bought > 0 and amount <= self.bench.balance(who)
-        if self.attempt(allowed, t.PoolDeposit, who, amount_wei=amount):
-            self.cash += amount
-            self.total += bought
-            self.shares[who.address] += bought
-
-    @rule(who=people, amount=amounts, everything=st.booleans())
-    def withdraw(self, who: Account, amount: int, everything: bool) -> None:
-        held = self.shares[who.address]
-        amount = held if everything else amount
-        worth = amount * (self.cash + VIRTUAL_WEI) // (self.total + VIRTUAL_WEI)
-        before = self.bench.balance(who)
-        if self.attempt(amount <= held and worth > 0, t.PoolWithdraw, who, shares_wei=amount):
-            assert self.bench.balance(who) == before + worth
-            self.cash -= worth
-            self.total -= amount
-            self.shares[who.address] -= amount
-
-    @rule(who=people, amount=amounts, to=people, sent=amounts)
-    def borrow(self, who: Account, amount: int, to: Account, sent: int) -> None:
-        fee = -(-amount * 900 // PPM)
-        after = self.bench.balance(who) + amount - (sent if to is not who else 0)
-        allowed = (
-            0 < amount <= self.cash
-            and 0 < sent <= self.bench.balance(who) + amount
-            and after >= amount + fee
-        )
-        fields = {"credit_wei": amount, "node": ZERO_ADDRESS, "mflop": 0, "price_wei": 0}
-        actions = (_send_money(who, to, sent),)
-        if self.attempt(allowed, t.Lease, who, **fields, actions=actions):
-            self.cash += fee - fee * 50_000 // PPM
-
-    @invariant()
-    def shares_are_backed_and_never_lose_value(self) -> None:
-        state = self.bench.state
-        pool = state.find(PoolRecord, PoolRecord.prefix) or PoolRecord()
-        assert (pool.cash_wei, pool.shares_wei) == (self.cash, self.total)
-        for address, held in self.shares.items():
-            record = state.find(ProviderRecord, provider_key(address))
-            assert (record.shares_wei if record else 0) == held
-            assert record is None or held > 0
-        assert sum(self.shares.values()) == self.total
-        owed = sum(pool.worth_wei(held) for held in self.shares.values())
-        assert owed <= self.cash
-        price = (self.cash + VIRTUAL_WEI, self.total + VIRTUAL_WEI)
-        assert price[0] * self.price[1] >= self.price[0] * price[1], "a share lost value"
-        self.price = price
-
-
-Pool.TestCase.settings = settings(
-    max_examples=20,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-TestPool = Pool.TestCase

@@ -22,9 +22,13 @@ from daifi_flows.cnft import Content, Usage, token_id_of
 from daifi_flows.encoding import keccak256
 from daifi_flows.keys import Account
 from daifi_flows.ledger import Genesis
+from daifi_flows.ledger._tx.lease import action_of
 
 SALT = bytes(32)
 ANSWER = Content.text("42", SALT)
+SAME_SALTED_AGAIN = Content.text("42", b"\x01" * 32)
+DIFFERENT = Content.text("43", SALT)
+NEW = Account.from_seed(b"never signed")
 
 
 class TokenBench(Bench):
@@ -70,3 +74,13 @@ class TokenBench(Bench):
         token = self.state.token(token_id)
         assert token is not None
         return token.owner
+
+
+def action(kind: type[t.Transaction], sender: Account, **fields: object) -> bytes:
+    """What a lease carries of a transaction."""
+    return action_of(kind.model_validate({"sender": sender.address, "nonce": 0} | fields))
+
+
+def send_money(sender: Account, to: Account, amount: int) -> bytes:
+    """A transfer as an action."""
+    return action(t.Transfer, sender, to=to.address, amount_wei=amount)
