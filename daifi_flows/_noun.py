@@ -106,7 +106,7 @@ class Noun(BaseModel):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with some fields changed, which are not checked (as pydantic's, but sooner)."""
-        if deep or self.model_extra is not None:
+        if deep or self.__pydantic_extra__ is not None:
             return super().model_copy(update=update, deep=deep)
         copied = object.__new__(type(self))
         update = update or {}

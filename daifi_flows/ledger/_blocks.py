@@ -43,7 +43,7 @@ __all__ = [
     "reexecute",
 ]
 
-MAX_BLOCK_TXS: Final = 512
+MAX_BLOCK_TXS: Final = 2048
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 """Most that a builder puts into one block: MAX_BLOCK_TXS usual transactions, or three of the
 largest batches."""

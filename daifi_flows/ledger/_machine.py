@@ -136,7 +136,11 @@ def _account_for_supply(before: Base, after: Layer) -> None:
         return
     supply = after.supply()
     updated = supply.model_copy(
-        update={f"{bucket}_wei": supply.bucket(bucket) + moved[bucket] for bucket in BUCKETS}
+        update={
+            f"{bucket}_wei": supply.bucket(bucket) + moved_wei
+            for bucket, moved_wei in moved.items()
+            if moved_wei
+        }
     )
     if not updated.conserved:
         raise LedgerError("a transaction would not conserve supply; please report this")

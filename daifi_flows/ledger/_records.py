@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from operator import attrgetter
 from types import MappingProxyType
 from typing import ClassVar, Final, NamedTuple, Self
 
@@ -41,6 +42,7 @@ ZERO_ADDRESS: Final = "0x0000000000000000000000000000000000000000"
 """Payee of burned money in receipts: nobody holds its key."""
 BUCKETS: Final = ("balances", "stakes", "unbonding", "escrows", "locked")
 """Where records hold money. The treasury is held by the supply report itself."""
+_HELD: Final = attrgetter(*(f"{bucket}_wei" for bucket in BUCKETS), "treasury_wei")
 NO_HOLDINGS: Final[Mapping[str, int]] = MappingProxyType({})
 
 
@@ -276,8 +278,7 @@ class SupplyReport(Record):
     @property
     def conserved(self) -> bool:
         """balances + stakes + unbonding + escrows + locked + treasury = issued − burned."""
-        held = sum(self.bucket(name) for name in BUCKETS) + self.treasury_wei
-        return held == self.issued_wei - self.burned_wei
+        return sum(_HELD(self)) == self.issued_wei - self.burned_wei
 
     def bucket(self, name: str) -> int:
         """What one of the :data:`BUCKETS` holds, in wei."""

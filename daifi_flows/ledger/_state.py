@@ -214,7 +214,7 @@ class Layer(Base):
 
     def get(self, key: bytes) -> Record | None:
         below: Base = self
-        while isinstance(below, Layer):
+        while type(below) is Layer:
             if key in below.changes:
                 return below.changes[key]
             below = below.parent

@@ -32,7 +32,7 @@ def due_ms(now_ms: int, wait_ms: int) -> int:
 
 def total_wei(tranches: Sequence[Tranche]) -> int:
     """All that waits."""
-    return sum(tranche.amount_wei for tranche in tranches)
+    return sum(tranche.amount_wei for tranche in tranches) if tranches else 0
 
 
 def with_tranche(
