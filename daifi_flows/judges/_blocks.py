@@ -47,8 +47,9 @@ class BlockValidator(Protocol):
         """The best of the headers on offer that the drawn proposer ``account`` may sign."""
         ...
 
-    def confirm(self, header: BlockHeader) -> None:
-        """Check that this is the newest block that is final, or that was signed, here."""
+    def confirm(self, header: BlockHeader, term: int) -> None:
+        """Check that this is the newest block that is final, or that was signed, here; and from
+        now on refuse writers of older terms."""
         ...
 
     def signed_after(self, header: BlockHeader) -> bytes:
@@ -123,7 +124,11 @@ class BlockOffice:
                 header = self._get_validator().choose(offer, keys.account.address)
         except DaifiError as error:
             trouble = _trouble(error)
-            return ProposeReply(needs_from=trouble.needs_from, refused=trouble.refused)
+            return ProposeReply(
+                needs_from=trouble.needs_from,
+                refused=trouble.refused,
+                fenced_by=trouble.fenced_by,
+            )
         digest = header.digest
         if not self._journal.may_propose(
             seat, header.ledger_id, header.height, header.round, digest
@@ -134,14 +139,14 @@ class BlockOffice:
             )
         return ProposeReply(digest, keys.account.sign(proposal_digest(digest)))
 
-    def resume(self, header_bytes: bytes) -> CertifyReply:
+    def resume(self, header_bytes: bytes, term: int) -> CertifyReply:
         """For whoever begins to propose on top of a final block: shares of the next beacon, and
         what these seats already said about the next block."""
         header = BlockHeader.from_canonical(header_bytes, max_bytes=_MAX_HEADER_BYTES)
         try:
             with self._lock:
                 validator = self._get_validator()
-                validator.confirm(header)
+                validator.confirm(header, term)
                 block = validator.signed_after(header)
         except DaifiError as error:
             return _trouble(error)
@@ -151,14 +156,14 @@ class BlockOffice:
             block=block,
         )
 
-    def skip(self, parent_bytes: bytes, round: int) -> CertifyReply:
+    def skip(self, parent_bytes: bytes, round: int, term: int) -> CertifyReply:
         """Pass over the proposers of the block after ``parent`` up to ``round``, once they were
         silent for :data:`ROUND_S` since this was first asked."""
         parent = BlockHeader.from_canonical(parent_bytes, max_bytes=_MAX_HEADER_BYTES)
         digest = parent.digest
         try:
             with self._lock:
-                self._get_validator().confirm(parent)
+                self._get_validator().confirm(parent, term)
                 if not 0 <= round < 2**32:
                     return CertifyReply(refused="there is no such round")
                 self._asked = {key: since for key, since in self._asked.items() if key[0] == digest}
@@ -209,4 +214,7 @@ def _trouble(error: DaifiError) -> CertifyReply:
     needed = error.details.get("from_height")
     if isinstance(needed, int):
         return CertifyReply(needs_from=needed)
-    return CertifyReply(refused=str(error))
+    fenced_by = error.details.get("fenced_by")
+    return CertifyReply(
+        refused=str(error), fenced_by=fenced_by if isinstance(fenced_by, int) else None
+    )

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeAlias, TypeVar
 
 from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate, skip_message
-from daifi_flows.errors import CommitteeError, KeyMaterialError
+from daifi_flows.errors import CommitteeError, KeyMaterialError, LedgerError
 from daifi_flows.judges._messages import CertifyReply, HostLost, ProposeReply, SeatTransport
 from daifi_flows.judges._rounds import ask_all
 from daifi_flows.keys import aggregate_bls, verify_bls, verify_bls_aggregate
@@ -55,6 +55,9 @@ class BlockCertifier:
         Returns:
             (seat index, signature, share), one a seat, by index. Fewer than a quorum when not
             enough seats answered in time or they refuse the block.
+
+        Raises:
+            LedgerError: too few agree, and one obeys a newer writer (``details["fenced_by"]``).
         """
         message, head = QuorumCertificate.message(header.digest), header.canonical()
         partials: dict[int, bytes] = {}
@@ -69,7 +72,7 @@ class BlockCertifier:
         return [(index, each, shares.get(index, b"")) for index, each in sorted(partials.items())]
 
     async def resume(
-        self, header: BlockHeader, history: History
+        self, header: BlockHeader, term: int, history: History
     ) -> tuple[Sequence[tuple[int, bytes]], Sequence[int], Sequence[bytes]]:
         """What seats say to whoever begins to propose on top of a final block; nothing is checked.
 
@@ -89,11 +92,11 @@ class BlockCertifier:
             if reply.block and reply.block not in blocks:
                 blocks.append(reply.block)
 
-        await self._ask_all(lambda host: host.resume(head), absorb, shares, history)
+        await self._ask_all(lambda host: host.resume(head, term), absorb, shares, history)
         return sorted(shares.items()), passed, blocks
 
     async def skip(
-        self, parent: BlockHeader, round: int, history: History
+        self, parent: BlockHeader, round: int, term: int, history: History
     ) -> Sequence[tuple[int, bytes]]:
         """Partial signatures over ``skip_message(parent.digest, round)``, checked. Seats agree only
         when they have been asked for some time: this waits for that."""
@@ -101,7 +104,7 @@ class BlockCertifier:
         partials: dict[int, bytes] = {}
 
         async def call(host: SeatTransport) -> CertifyReply:
-            while (reply := await host.skip(head, round)).wait_s is not None:
+            while (reply := await host.skip(head, round, term)).wait_s is not None:
                 await asyncio.sleep(min(max(reply.wait_s, 0.01), _LONGEST_WAIT_S))
             return reply
 
@@ -158,11 +161,24 @@ class BlockCertifier:
                 return 0.0
             return POST_QUORUM_S if len(got) >= self.committee.quorum else None
 
+        fenced_by: list[int] = []
+
         async def ask(host: SeatTransport) -> CertifyReply:
             return await self._caught_up(host, call, history)
 
+        def take(number: int, reply: CertifyReply) -> None:
+            if reply.fenced_by is not None:
+                fenced_by.append(reply.fenced_by)
+            absorb(number, reply)
+
         deadline = asyncio.get_running_loop().time() + self.timeout_s
-        await ask_all(self.hosts, ask, absorb, patience_s, deadline=deadline)
+        await ask_all(self.hosts, ask, take, patience_s, deadline=deadline)
+        if fenced_by and len(got) < self.committee.quorum:  # a quorum outvotes one that lies
+            raise LedgerError(
+                f"a writer with term {max(fenced_by)} has replaced this one; start it again as a "
+                "follower",
+                fenced_by=max(fenced_by),
+            )
 
     async def _caught_up(
         self, host: SeatTransport, call: Callable[[SeatTransport], Awaitable[R]], history: History

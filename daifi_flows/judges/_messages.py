@@ -122,6 +122,7 @@ class CertifyReply:
         block: a block its seats signed on top of the one asked about, not final yet.
         wait_s: the host will not agree before this many seconds have passed; ask again then.
         refused: why the host will never agree.
+        fenced_by: the newer term of the writer that replaced the one who asks.
     """
 
     partials: tuple[tuple[int, bytes], ...] = ()
@@ -131,6 +132,7 @@ class CertifyReply:
     block: bytes = b""
     wait_s: float | None = None
     refused: str | None = None
+    fenced_by: int | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class ProposeReply:
     Attributes:
         block_hash: of the header it chose, with the seat's ``signature`` as proposer.
         absent: the seat is not here.
-        needs_from, refused: as in :class:`CertifyReply`.
+        needs_from, refused, fenced_by: as in :class:`CertifyReply`.
     """
 
     block_hash: bytes = b""
@@ -148,6 +150,7 @@ class ProposeReply:
     absent: bool = False
     needs_from: int | None = None
     refused: str | None = None
+    fenced_by: int | None = None
 
 
 class HostLost(CommitteeError):
@@ -181,11 +184,11 @@ class SeatTransport(Protocol):
         """Have a drawn seat sign the best header on offer."""
         ...
 
-    async def resume(self, header: bytes) -> CertifyReply:
+    async def resume(self, header: bytes, term: int) -> CertifyReply:
         """Shares of the beacon that follows a final block, and what was said of the next."""
         ...
 
-    async def skip(self, parent: bytes, round: int) -> CertifyReply:
+    async def skip(self, parent: bytes, round: int, term: int) -> CertifyReply:
         """Pass over the proposers of the block after ``parent`` up to ``round``."""
         ...
 

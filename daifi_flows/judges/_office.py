@@ -270,13 +270,13 @@ class SeatOffice:
         """See :meth:`BlockOffice.propose`."""
         return self._blocks.propose(seat, offer)
 
-    def resume(self, header_bytes: bytes) -> CertifyReply:
+    def resume(self, header_bytes: bytes, term: int) -> CertifyReply:
         """See :meth:`BlockOffice.resume`."""
-        return self._blocks.resume(header_bytes)
+        return self._blocks.resume(header_bytes, term)
 
-    def skip(self, parent_bytes: bytes, round: int) -> CertifyReply:
+    def skip(self, parent_bytes: bytes, round: int, term: int) -> CertifyReply:
         """See :meth:`BlockOffice.skip`."""
-        return self._blocks.skip(parent_bytes, round)
+        return self._blocks.skip(parent_bytes, round, term)
 
     def provide_blocks(self, blocks: Sequence[bytes]) -> int:
         """See :meth:`BlockOffice.provide_blocks`."""

@@ -106,13 +106,13 @@ class SeatHost:
         """Have a drawn seat sign the best header on offer."""
         return await self._in(self._blocks, self._office.propose, seat, offer)
 
-    async def resume(self, header: bytes) -> CertifyReply:
+    async def resume(self, header: bytes, term: int) -> CertifyReply:
         """Shares of the beacon that follows a final block, and what was said of the next."""
-        return await self._in(self._blocks, self._office.resume, header)
+        return await self._in(self._blocks, self._office.resume, header, term)
 
-    async def skip(self, parent: bytes, round: int) -> CertifyReply:
+    async def skip(self, parent: bytes, round: int, term: int) -> CertifyReply:
         """Pass over silent proposers."""
-        return await self._in(self._blocks, self._office.skip, parent, round)
+        return await self._in(self._blocks, self._office.skip, parent, round, term)
 
     async def provide_blocks(self, blocks: Sequence[bytes]) -> int:
         """Bring the replica up to date."""
@@ -223,13 +223,13 @@ class RaySeats:
         """Proposer's signature; one that does not come soon is not waited for."""
         return await _answer(self.handle.propose.remote(seat, offer), ROUND_TIMEOUT_S)
 
-    async def resume(self, header: bytes) -> CertifyReply:
+    async def resume(self, header: bytes, term: int) -> CertifyReply:
         """Beacon shares, and what was said of the next block."""
-        return await _answer(self.handle.resume.remote(header), ROUND_TIMEOUT_S)
+        return await _answer(self.handle.resume.remote(header, term), ROUND_TIMEOUT_S)
 
-    async def skip(self, parent: bytes, round: int) -> CertifyReply:
+    async def skip(self, parent: bytes, round: int, term: int) -> CertifyReply:
         """Agreement to pass over proposers."""
-        return await _answer(self.handle.skip.remote(parent, round), ROUND_TIMEOUT_S)
+        return await _answer(self.handle.skip.remote(parent, round, term), ROUND_TIMEOUT_S)
 
     async def provide_blocks(self, blocks: Sequence[bytes]) -> int:
         """Certified history."""
@@ -325,16 +325,16 @@ class RayCertifier:
         return await self._reach().propose(seat, offer, history)
 
     async def resume(
-        self, header: BlockHeader, history: History
+        self, header: BlockHeader, term: int, history: History
     ) -> tuple[Sequence[tuple[int, bytes]], Sequence[int], Sequence[bytes]]:
         """See :meth:`BlockCertifier.resume`."""
-        return await self._reach().resume(header, history)
+        return await self._reach().resume(header, term, history)
 
     async def skip(
-        self, parent: BlockHeader, round: int, history: History
+        self, parent: BlockHeader, round: int, term: int, history: History
     ) -> Sequence[tuple[int, bytes]]:
         """See :meth:`BlockCertifier.skip`."""
-        return await self._reach().skip(parent, round, history)
+        return await self._reach().skip(parent, round, term, history)
 
     def _reach(self) -> BlockCertifier:
         if self._certifier is None:

@@ -56,7 +56,8 @@ class Bid(Noun):
 
 def bid_digest(block_hash: bytes, bid_wei: int) -> bytes:
     """What a builder signs, 32 bytes."""
-    return tagged_hash("daifi/block-bid/1", {"block": block_hash, "bid_wei": bid_wei.to_bytes(32, "big")})
+    terms = {"block": block_hash, "bid_wei": bid_wei.to_bytes(32, "big")}
+    return tagged_hash("daifi/block-bid/1", terms)
 
 
 class Proposal(Noun):

@@ -44,9 +44,10 @@ class Certifier(Protocol):
         ...
 
     async def resume(
-        self, header: BlockHeader, history: History
+        self, header: BlockHeader, term: int, history: History
     ) -> tuple[Sequence[tuple[int, bytes]], Sequence[int], Sequence[bytes]]:
-        """What seats say to whoever begins to propose on top of a final block.
+        """What seats say to whoever begins to propose on top of a final block; from then on they
+        refuse writers of older terms.
 
         Returns:
             Seat index and share of the group's signature over ``beacon_message(header.digest)``;
@@ -56,7 +57,7 @@ class Certifier(Protocol):
         ...
 
     async def skip(
-        self, parent: BlockHeader, round: int, history: History
+        self, parent: BlockHeader, round: int, term: int, history: History
     ) -> Sequence[tuple[int, bytes]]:
         """Seat index and BLS signature over ``skip_message(parent.digest, round)``, of each seat
         that waited long enough and passes over the proposers up to that round."""
@@ -99,14 +100,14 @@ class Resumed(NamedTuple):
 
 
 async def collect_resumed(
-    certifier: Certifier, committee: Committee, header: BlockHeader, history: History
+    certifier: Certifier, committee: Committee, header: BlockHeader, term: int, history: History
 ) -> Resumed:
     """Ask the seats how far they are with the block after a final one.
 
     Raises:
         LedgerUnavailable: fewer than a quorum of valid shares of the beacon came back.
     """
-    shares, passed, blocks = await certifier.resume(header, history)
+    shares, passed, blocks = await certifier.resume(header, term, history)
     signature = _combine(committee, header, dict(shares))
     if signature is None:
         raise LedgerUnavailable(
@@ -119,7 +120,12 @@ async def collect_resumed(
 
 
 async def collect_skip(
-    certifier: Certifier, committee: Committee, parent: BlockHeader, round: int, history: History
+    certifier: Certifier,
+    committee: Committee,
+    parent: BlockHeader,
+    round: int,
+    term: int,
+    history: History,
 ) -> QuorumCertificate:
     """A quorum's word that it passes over the proposers after ``parent`` up to ``round``.
 
@@ -127,7 +133,7 @@ async def collect_skip(
         LedgerUnavailable: fewer than a quorum of valid signatures came back.
     """
     partials: dict[int, bytes] = {}
-    for index, signature in await certifier.skip(parent, round, history):
+    for index, signature in await certifier.skip(parent, round, term, history):
         partials.setdefault(index, signature)
     what = f"passing over round {round} of block {parent.height + 1}"
     return _certificate(committee, partials, skip_message(parent.digest, round), what)

@@ -93,7 +93,11 @@ class Proposing:
         start = self._start
         if start is None or start.parent != chain.head.digest:
             resumed = await collect_resumed(
-                self._certifier, chain.machine.committee, chain.head, self._history
+                self._certifier,
+                chain.machine.committee,
+                chain.head,
+                chain.term,
+                self._history,
             )
             start = self._start = _Start(chain.head.digest, resumed.beacon, resumed.passed)
             if (dropped := self._take_over(chain, resumed.blocks)) is not None:
@@ -133,7 +137,13 @@ class Proposing:
             balance_wei = chain.base.account(bid.header.builder).balance_wei
             auction = auction.add_bid(bid, balance_wei)
         bids = sorted(auction.bids.values(), key=lambda bid: -bid.bid_wei)
-        offer = Offer(justify=chain.certificate, beacon=beacon, skip=skip, bids=tuple(bids))
+        offer = Offer(
+            justify=chain.certificate,
+            beacon=beacon,
+            skip=skip,
+            term=chain.term,
+            bids=tuple(bids),
+        )
         try:
             async with asyncio.timeout(PROPOSE_TIMEOUT_S):
                 block_hash, signature = await self._certifier.propose(
@@ -223,7 +233,9 @@ class Proposing:
         if round + 1 >= MAX_ROUND:
             raise LedgerUnavailable("no drawn proposer answers: check that seat hosts are up")
         committee = chain.machine.committee
-        return await collect_skip(self._certifier, committee, chain.head, round, self._history)
+        return await collect_skip(
+            self._certifier, committee, chain.head, round, chain.term, self._history
+        )
 
 
 @dataclass(frozen=True)

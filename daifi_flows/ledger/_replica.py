@@ -121,6 +121,7 @@ class Replica:
             parsed = Offer.from_canonical(offer, max_bytes=_MAX_OFFER_BYTES)
         except EncodingError as error:
             raise LedgerError(f"the offer cannot be read: {error}") from error
+        self._refuse_old(parsed.term)
         first = parsed.bids[0].header
         if first.height <= self.height:
             raise LedgerError(f"block {first.height} is final already; offer the next")
@@ -144,13 +145,20 @@ class Replica:
             raise LedgerError(f"no bid for block {first.height} can win: {faults[0]}")
         return best.header
 
-    def confirm(self, header: BlockHeader) -> None:
-        """Check that a block is the newest that is final here, or was signed here on top of it.
+    def confirm(self, header: BlockHeader, term: int) -> None:
+        """Check that a block is the newest that is final here, or was signed here on top of it, and
+        from now on refuse writers of older terms: what one is told here stays so.
 
         Raises:
             OutOfSync: it is newer, or another than the one signed here.
-            LedgerError: it is older, or conflicts with the final one.
+            LedgerError: it is older, or conflicts with the final one; or the writer's term is over
+                (``details["fenced_by"]``), or in the future.
         """
+        self._refuse_old(term)
+        # Terms are times: without this bound one message could fence every writer for ever.
+        if self._clock is not None and term > self._clock() + MAX_CLOCK_DRIFT_MS:
+            raise LedgerError(f"the writer's term {term} is in the future; check its clock")
+        self._term = term
         newest = self._signed.header if self._signed is not None else self._head
         if header.digest in (newest.digest, self._head.digest):
             return

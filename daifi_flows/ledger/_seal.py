@@ -13,6 +13,7 @@ from daifi_flows.cnft import (
     Committee,
     Noun,
     QuorumCertificate,
+    Uint,
     Wei,
     skip_message,
 )
@@ -63,6 +64,8 @@ class Offer(Noun):
     """Certificate of the parent; absent when that is block 0."""
     beacon: Bytes96
     skip: QuorumCertificate | None = None
+    term: Uint = 0
+    """Of the writer that asks (see :class:`~daifi_flows.ledger._blocks.Block`)."""
     bids: Annotated[tuple[Bid, ...], Field(min_length=1, max_length=MAX_BIDS)]
 
 

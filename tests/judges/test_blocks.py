@@ -53,7 +53,9 @@ class Careless:
             raise LedgerError("no bid can win")
         return BlockHeader.from_canonical(offer)
 
-    def confirm(self, header: BlockHeader) -> None:
+    def confirm(self, header: BlockHeader, term: int) -> None:
+        if term < 5:
+            raise LedgerError("an old writer", fenced_by=5)
         if header.height > 8:
             raise LedgerError("behind", from_height=8)
 
@@ -93,9 +95,9 @@ def certify(office: BlockOffice, head: BlockHeader) -> tuple[int, ...]:
 def skip(office: BlockOffice, round: int) -> tuple[int, ...]:
     """Seats that pass over rounds of block 5 up to this one, without the wait."""
     parent = header(4).canonical()
-    office.skip(parent, round)
+    office.skip(parent, round, 5)
     office._clock.now += ROUND_S  # pyright: ignore
-    return tuple(index for index, _ in office.skip(parent, round).partials)
+    return tuple(index for index, _ in office.skip(parent, round, 5).partials)
 
 
 ALL = tuple(range(21))
@@ -112,7 +114,7 @@ def test_a_signature_comes_with_a_share_of_the_next_beacon(office_of: Any, seats
         committee.group_key, publics, 14, beacon_message(digest), dict(reply.shares)
     )
     assert verify_bls(committee.group_key, beacon_message(digest), signature)
-    again = office_of(range(7, 21)).resume(header().canonical())
+    again = office_of(range(7, 21)).resume(header().canonical(), 5)
     assert dict(again.shares) == dict(reply.shares[7:])
 
 
@@ -154,18 +156,18 @@ def test_a_seat_that_signed_a_block_does_not_pass_over_its_round(office_of: Any)
 def test_a_proposer_is_waited_for_before_it_is_passed_over(office_of: Any, seats: Any) -> None:
     clock = Clock()
     office, parent = office_of(clock=clock), header(4)
-    assert office.skip(parent.canonical(), 0).wait_s == pytest.approx(ROUND_S)
+    assert office.skip(parent.canonical(), 0, 5).wait_s == pytest.approx(ROUND_S)
     clock.now += ROUND_S / 2
-    assert office.skip(parent.canonical(), 0).wait_s == pytest.approx(ROUND_S / 2)
+    assert office.skip(parent.canonical(), 0, 5).wait_s == pytest.approx(ROUND_S / 2)
     clock.now += ROUND_S / 2
-    reply = office.skip(parent.canonical(), 0)
+    reply = office.skip(parent.canonical(), 0, 5)
     assert reply.wait_s is None
     message = skip_message(parent.digest, 0)
     for index, partial in reply.partials:
         assert verify_bls(seats.committee.seats[index].public, message, partial)
-    assert office.skip(parent.canonical(), 1).wait_s == pytest.approx(ROUND_S), "each round anew"
-    assert office.skip(parent.canonical(), -1).refused
-    assert office.resume(parent.canonical()).passed == 0
+    assert office.skip(parent.canonical(), 1, 5).wait_s == pytest.approx(ROUND_S), "each round anew"
+    assert office.skip(parent.canonical(), -1, 5).refused
+    assert office.resume(parent.canonical(), 5).passed == 0
 
 
 def test_a_drawn_seat_proposes_one_header_a_height_and_round(office_of: Any, seats: Any) -> None:
@@ -196,11 +198,11 @@ def test_far_older_heights_are_never_signed_again(office_of: Any) -> None:
 
 def test_who_begins_to_propose_learns_of_a_signed_block(office_of: Any) -> None:
     office = office_of()
-    assert office.resume(header(4).canonical()).block == b""
+    assert office.resume(header(4).canonical(), 5).block == b""
     certify(office, header())
-    reply = office.resume(header(4).canonical())
+    reply = office.resume(header(4).canonical(), 5)
     assert reply.block == header().canonical() and reply.passed is None
-    assert office.resume(header(9).canonical()).needs_from == 8
+    assert office.resume(header(9).canonical(), 5).needs_from == 8
 
 
 # The certifier
@@ -252,9 +254,9 @@ async def test_skips_are_collected_and_liars_left_out(hosts: list[Local], seats:
     for host in hosts:
         host.office._clock = asyncio.get_running_loop().time
     certifier = BlockCertifier(hosts, seats.committee, timeout_s=10)  # pyright: ignore
-    partials = await certifier.skip(header(4), 0, history)
+    partials = await certifier.skip(header(4), 0, 5, history)
     assert [index for index, _ in partials] == list(range(3, 20))
-    shares, passed, blocks = await certifier.resume(header(4), history)
+    shares, passed, blocks = await certifier.resume(header(4), 5, history)
     assert [index for index, _ in shares] == list(range(3, 20))
     assert passed == [0, 0, 0] and blocks == []
 
@@ -263,5 +265,16 @@ async def test_what_was_signed_is_shown_to_the_next_leader(hosts: list[Local], s
     certifier = BlockCertifier(hosts[:2], seats.committee, timeout_s=1)  # pyright: ignore
     await certifier.certify(header(), header().canonical(), history)
     everyone = BlockCertifier(hosts, seats.committee, timeout_s=5)  # pyright: ignore
-    _, _, blocks = await everyone.resume(header(4), history)
+    _, _, blocks = await everyone.resume(header(4), 5, history)
     assert blocks == [header().canonical()]
+
+
+async def test_a_writer_that_was_replaced_is_told(hosts: list[Local], seats: Any) -> None:
+    certifier = BlockCertifier(hosts, seats.committee, timeout_s=5)  # pyright: ignore
+    for ask in (
+        lambda: certifier.resume(header(4), 4, history),
+        lambda: certifier.skip(header(4), 0, 4, history),
+    ):
+        with pytest.raises(LedgerError) as refused:
+            await ask()
+        assert refused.value.details["fenced_by"] == 5

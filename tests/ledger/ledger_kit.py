@@ -214,9 +214,9 @@ class SeatsHere:
         return digest, account.sign(proposal_digest(digest))
 
     async def resume(
-        self, header: BlockHeader, history: History
+        self, header: BlockHeader, term: int, history: History
     ) -> tuple[Sequence[tuple[int, bytes]], Sequence[int], Sequence[bytes]]:
-        await self._synced(lambda replica: replica.confirm(header), history)
+        await self._synced(lambda replica: replica.confirm(header, term), history)
         assert self.replica is not None
         passed = self.passed.get(header.height + 1)
         block = self.replica.signed_after(header)
@@ -227,9 +227,9 @@ class SeatsHere:
         )
 
     async def skip(
-        self, parent: BlockHeader, round: int, history: History
+        self, parent: BlockHeader, round: int, term: int, history: History
     ) -> Sequence[tuple[int, bytes]]:
-        await self._synced(lambda replica: replica.confirm(parent), history)
+        await self._synced(lambda replica: replica.confirm(parent, term), history)
         assert self.replica is not None
         if self.replica.signed_after(parent):
             return []

@@ -35,6 +35,7 @@ from daifi_flows.ledger import LedgerClient, LedgerService, Replica, audit
 from daifi_flows.ledger._auction import Bid, FaultKind
 from daifi_flows.ledger._blocks import Block, CertifiedBlock
 from daifi_flows.ledger._builder import Builder
+from daifi_flows.ledger._certifier import collect_resumed
 from daifi_flows.ledger._proposer import beacon_of
 from daifi_flows.ledger._seal import Offer, open_slot
 from daifi_flows.threshold import combine_shares
@@ -150,6 +151,26 @@ async def test_a_new_leader_goes_on_with_the_block_that_seats_signed(tmp_path: P
         assert (await ledger.account(STRANGER.address)).balance_wei == 8
         assert receipt.header.height == 2
     assert audit(tmp_path / "new.db").height == 2
+
+
+async def test_a_leader_that_was_replaced_gets_nothing_signed_and_stops(tmp_path: Path) -> None:
+    """What the new one was told by the seats stays so: the old one cannot split them after."""
+    seats = SeatsHere(GENESIS)
+    async with running(tmp_path / "old.db", seats) as (_, old):
+        receipt = await old.submit(transfer(BUYER, 1))
+        newer = T0 + 10**6
+        told = await collect_resumed(seats, COMMITTEE, receipt.header, newer, old.history)
+        assert (told.passed, told.blocks) == (None, [])
+        with pytest.raises(LedgerError, match="start it again as a follower"):
+            await old.submit(transfer(BUYER, 1, 1))
+        assert not seats.passed and seats.asked == [1], "nobody signed or passed over anything"
+
+
+def test_a_term_from_the_future_fences_nobody() -> None:
+    replica = Replica(GENESIS, clock=clock)
+    with pytest.raises(LedgerError, match="in the future"):
+        replica.confirm(replica._head, clock() + 10**6)
+    replica.confirm(replica._head, clock())
 
 
 # Builders
@@ -408,7 +429,7 @@ async def test_a_seat_moves_on_to_a_round_that_a_quorum_passed_to(
     # The other was final after all (more than f seats lied): what is certified is followed.
     certified = CertifiedBlock(block=block, certificate=certificate)
     replica.catch_up([certified.canonical()])
-    assert replica.confirm(block.header) is None
+    assert replica.confirm(block.header, block.term) is None
     with pytest.raises(LedgerError, match="conflicts"):
         replica.check(free.canonical())
 
