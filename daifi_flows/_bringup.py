@@ -22,7 +22,7 @@ from daifi_flows.cnft import Committee, ModelRef
 from daifi_flows.errors import ConfigError, DaifiError, EncodingError
 from daifi_flows.judges import make_committee
 from daifi_flows.keys import Account
-from daifi_flows.ledger import Genesis, Replica, Settlement
+from daifi_flows.ledger import Genesis, LedgerService, Replica, Settlement
 from daifi_flows.settings import DAI, Settings
 
 if TYPE_CHECKING:
@@ -112,7 +112,12 @@ def bring_up(
             reference_factory=functools.partial(
                 make_reference, settings, home.cache / "seats", configs[0].warm
             ),
-            validator_factory=functools.partial(Replica, genesis, clock=wall_clock_ms),
+            validator_factory=functools.partial(
+                Replica,
+                genesis,
+                clock=wall_clock_ms,
+                snapshots=LedgerService.snapshot_folder(home.ledger),
+            ),
             workdir=home.root / "seats",
             hosts=settings.seat_hosts,
             name=_SEATS,

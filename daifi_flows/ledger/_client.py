@@ -20,7 +20,7 @@ from daifi_flows.cnft import (
     TaskSpec,
 )
 from daifi_flows.encoding import keccak256
-from daifi_flows.errors import LedgerUnavailable, TransactionRefused
+from daifi_flows.errors import LedgerError, LedgerUnavailable, TransactionRefused
 from daifi_flows.keys import Account
 from daifi_flows.ledger._params import Params
 from daifi_flows.ledger._records import (
@@ -310,6 +310,7 @@ class LedgerClient:
         terms: dict[str, Any] = {"sender": account.address, "request": request, **fields}
         turn = turn_of(self._ledger_id, account.address)
         give_up: float | None = None
+        refused: LedgerError
         pause_s, longest_s = _BACKOFF_S
         while True:
             try:
@@ -327,6 +328,11 @@ class LedgerClient:
                 elif code != "bad-nonce":
                     raise
                 refused = error  # another process signs for this account too
+            except LedgerUnavailable as error:
+                if "retry_after_ms" not in error.details:
+                    raise
+                refused = error  # too many transactions wait there
+                await asyncio.sleep(error.details["retry_after_ms"] / 1000)
             else:
                 try:
                     return await self._wait(tx_id)

@@ -211,6 +211,10 @@ class LedgerService(LedgerReads):
         except TransactionRefused:
             self._counts["refused"] += 1
             raise
+        except LedgerUnavailable as error:
+            self._counts["turned_away"] += 1
+            error.details.setdefault("retry_after_ms", self._retry_after_ms)
+            raise
         self._left_out.pop(tx_id, None)
         if tx_id not in self._waiters:
             self._counts["accepted"] += 1
@@ -224,12 +228,17 @@ class LedgerService(LedgerReads):
         waiting = len(self._chain.queued)
         if waiting >= self._max_pending:
             self._counts["turned_away"] += 1
-            retry_after_ms = max(_LEAST_RETRY_MS, self._block_took_ms)
             raise LedgerUnavailable(
-                f"{waiting} transactions wait for certificates; try again in {retry_after_ms} ms",
-                retry_after_ms=retry_after_ms,
+                f"{waiting} transactions wait for certificates; try again in "
+                f"{self._retry_after_ms} ms",
+                retry_after_ms=self._retry_after_ms,
                 pending=waiting,
             )
+
+    @property
+    def _retry_after_ms(self) -> int:
+        """About when there is room again: when the next block is final."""
+        return max(_LEAST_RETRY_MS, self._block_took_ms)
 
     def _done(self, read: Incoming) -> bytes | None:
         """The transaction that already did this, when it did exactly this."""

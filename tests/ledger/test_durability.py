@@ -430,10 +430,13 @@ async def test_callers_are_turned_away_with_a_time_when_too_many_wait(tmp_path: 
     assert await send(1) == sent[1]  # a repeat of what waits takes no room
     metrics = await service.metrics()
     assert metrics["turned_away"] == 1 and metrics["pending_transactions"] == 3
+    patient = asyncio.create_task(client.transfer(STRANGER.address, 1, BUYER))
+    while (await service.metrics())["turned_away"] == 1:
+        await asyncio.sleep(0.01)
     gate.set()
     for tx in sent:
         await service.wait(tx)
-    await client.transfer(STRANGER.address, 1, BUYER)
+    await patient  # it came again when it was told to
     metrics = await service.metrics()
     assert metrics["finalised"] == 4 == metrics["accepted"] and metrics["pending_blocks"] == 0
     assert metrics["height"] == metrics["blocks"] and metrics["last_block_ms"] == T0 + 1

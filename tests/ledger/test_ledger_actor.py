@@ -33,7 +33,8 @@ from daifi_flows.errors import (
     LedgerUnavailable,
     TransactionRefused,
 )
-from daifi_flows.ledger import RayLedger, Settlement, audit
+from daifi_flows.ledger import Follower, RayLedger, Settlement, audit, verify_state
+from daifi_flows.ledger._state import account_key
 
 pytestmark = pytest.mark.slow
 DEADLINE_MS = time.time_ns() // 1_000_000 + 3_600_000
@@ -119,6 +120,21 @@ async def test_an_actor_killed_in_mid_flight_loses_and_repeats_nothing(
     assert (await ledger.account(STRANGER.address)).balance_wei == 8
     supply = await ledger.supply()
     assert supply.conserved and supply.treasury_wei == 8 * 2 * DAI // 20
+    metrics = await ledger.metrics()
+    assert metrics["pending_transactions"] == 0 and metrics["height"] > 0
+    blocks = await ledger.history(1)
+    assert len(blocks) == metrics["height"]
+    proof = await ledger.prove(receipts[0].leaf.tx)
+    proof.verify(GENESIS.committee)
+    entry = await ledger.prove_entry(account_key(STRANGER.address))
+    assert verify_state(
+        entry.header.state_root, account_key(STRANGER.address), entry.value, entry.proof
+    )
+    follower = Follower(tmp_path / "copy.db", GENESIS, ledger, poll_s=0.05)
+    await follower.start()
+    await follower.reach(metrics["height"])
+    assert await follower.supply() == await ledger.supply()
+    await follower.close()
     report = audit(tmp_path / "ledger.db")
     assert report.tasks == {"settled": 8} and report.supply == supply
 

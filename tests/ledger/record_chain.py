@@ -1,0 +1,116 @@
+"""Records the small chain of ``data/``, which test_replay replays: run it when a format changes.
+
+python tests/ledger/record_chain.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from daifi_flows.ledger import audit, export_ledger, import_ledger
+from daifi_flows.ledger._store import Store
+
+DATA = Path(__file__).with_name("data")
+CHAIN = DATA / "chain.jsonl"
+EXPECTED = DATA / "chain.json"
+TABLES = ("blocks", "certificates", "state", "buckets", "history", "txs", "marks", "nodes")
+
+
+def replay(folder: Path) -> dict[str, str]:
+    """Execute the recorded chain; hashes of everything that comes of it."""
+    path = folder / "ledger.db"
+    import_ledger(CHAIN, path)
+    report = audit(path)
+    export_ledger(path, folder / "again.jsonl")
+    found = {
+        "head": report.head.hex(),
+        "state_root": report.state_root.hex(),
+        "supply": report.supply.canonical().hex(),
+        "export": hashlib.sha256((folder / "again.jsonl").read_bytes()).hexdigest(),
+    }
+    store = Store(path, None, writable=False)
+    for table in TABLES:
+        digest = hashlib.sha256()
+        for row in store.table(table):
+            digest.update(repr(row).encode())
+        found[table] = digest.hexdigest()
+    store.close()
+    return found
+
+
+async def record(path: Path) -> None:
+    """A life of everything that the other tests have at hand."""
+    from ledger_kit import (
+        BUILDER,
+        BUYER,
+        DAI,
+        GENESIS,
+        NODE,
+        OTHER,
+        PROOF_CID,
+        STRANGER,
+        T0,
+        SeatsHere,
+        attest,
+        info_of,
+        make_header,
+        make_spec,
+    )
+
+    from daifi_flows.cnft import Decision
+    from daifi_flows.ledger import LedgerClient, LedgerService
+
+    now = T0
+
+    def clock() -> int:
+        nonlocal now
+        now += 250
+        return now
+
+    service = LedgerService(path, GENESIS, SeatsHere(GENESIS), clock=clock, builder=BUILDER)
+    await service.start()
+    ledger = LedgerClient(service, GENESIS.ledger_id)
+    for node in (NODE, OTHER):
+        await ledger.register(info_of(node), node)
+        await ledger.stake(50 * DAI, node)
+    for number in range(3):
+        spec = make_spec(number)
+        await ledger.open_escrow(spec, BUYER)
+        await ledger.assign(spec.task_id, NODE.address, 2 * DAI, BUYER)
+        if number == 1:
+            await ledger.release(spec.task_id, BUYER)
+            await ledger.cancel(spec.task_id, BUYER)
+            continue
+        await ledger.commit(spec.task_id, make_header(spec), PROOF_CID, BUYER)
+        if number == 2:
+            await ledger.reject(attest(spec, Decision.REJECTED), BUYER)
+        else:
+            await ledger.settle(attest(spec), bytes(32), BUYER)
+    await asyncio.gather(*(ledger.transfer(STRANGER.address, n + 1, OTHER) for n in range(5)))
+    await service.close()
+
+
+def main() -> None:
+    DATA.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(record(Path(folder) / "ledger.db"))
+        CHAIN.unlink(missing_ok=True)
+        export_ledger(Path(folder) / "ledger.db", CHAIN)
+    with tempfile.TemporaryDirectory() as folder:
+        EXPECTED.write_text(json.dumps(replay(Path(folder)), indent=2) + "\n")
+    print(f"{CHAIN}: {CHAIN.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["replay"]:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(replay(Path(folder))))
+    else:
+        main()
