@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from daifi_flows.ledger._audit import AuditReport, audit
     from daifi_flows.ledger._bids import bid_commitment
+    from daifi_flows.ledger._builder import Builder
     from daifi_flows.ledger._certifier import Certifier, History
     from daifi_flows.ledger._client import LedgerClient
     from daifi_flows.ledger._export import export_ledger, import_ledger
     from daifi_flows.ledger._follower import BlockSource, Follower
+    from daifi_flows.ledger._governance import Choice, ModelListing, Outcome, ProposalRecord
+    from daifi_flows.ledger._governing import Governance
     from daifi_flows.ledger._params import Allocation, Genesis, Params
+    from daifi_flows.ledger._proposing import BuilderPort
     from daifi_flows.ledger._records import (
         AccountRecord,
         LedgerHealth,
@@ -33,15 +37,22 @@ __all__ = [
     "Allocation",
     "AuditReport",
     "BlockSource",
+    "Builder",
+    "BuilderPort",
     "Certifier",
+    "Choice",
     "Follower",
     "Genesis",
+    "Governance",
     "History",
     "LedgerActor",
     "LedgerClient",
     "LedgerHealth",
     "LedgerService",
+    "ModelListing",
+    "Outcome",
     "Params",
+    "ProposalRecord",
     "RayLedger",
     "Replica",
     "Settlement",
@@ -59,6 +70,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Builder": "_builder",
+    "BuilderPort": "_proposing",
+    "Choice": "_governance",
+    "Governance": "_governing",
+    "ModelListing": "_governance",
+    "Outcome": "_governance",
+    "ProposalRecord": "_governance",
     "verify_state": "_trie",
     "StateProof": "_trie",
     "BlockSource": "_follower",

@@ -25,9 +25,9 @@ from ledger_kit import (
 
 from daifi_flows.cnft import Review
 from daifi_flows.encoding import keccak256
-from daifi_flows.errors import EncodingError, InsufficientFunds, TransactionRefused
+from daifi_flows.errors import EncodingError, InsufficientFunds, LedgerError, TransactionRefused
 from daifi_flows.keys import Account
-from daifi_flows.ledger import LedgerClient, LedgerService, Params, Replica, audit
+from daifi_flows.ledger import Governance, LedgerClient, LedgerService, Params, Replica, audit
 from daifi_flows.ledger._governance import (
     MAX_OPEN,
     MAX_VOTES,
@@ -422,18 +422,25 @@ async def test_the_agenda_runs_in_every_validators_replay(tmp_path: Path) -> Non
     ledger = LedgerClient(service, genesis.ledger_id)
     try:
         await ledger.stake(60 * DAI, BUYER)
-        proposed = await ledger.submit(t.Propose, BUYER, {"title": "p", **LOWER})
-        voted = await ledger.submit(
-            t.CastVote, BUYER, {"proposal": proposed.leaf.content, "choice": Choice.FOR}
-        )
-        assert voted.leaf.content == proposed.leaf.content
+        assembly = Governance(ledger)
+        with pytest.raises(LedgerError, match=r"group\.field"):
+            await assembly.propose("p", BUYER, {"treasury_ppm": 1})
+        dropped = await assembly.propose("q", BUYER, models={MODEL: ModelListing.DENY})
+        id = await assembly.propose("p", BUYER, {"fees.treasury_ppm": 40_000})
+        voted = await assembly.vote(id, Choice.FOR, BUYER)
+        assert voted.leaf.content == id
+        assert {each.id for each in await assembly.agenda()} == {dropped, id}
+        await assembly.cancel(dropped, BUYER)
+        assert [each.for_wei for each in await assembly.agenda()] == [60 * DAI]
         now[0] += RULES.voting_ms + RULES.timelock_ms
         assert (await service.params()).fees.treasury_ppm == 50_000
         await ledger.transfer(STRANGER.address, 1, NODE)
         assert (await service.params()).fees.treasury_ppm == 40_000
         late = Replica(genesis)
         late.catch_up(await service.history(1))
-        assert late.height == 4
+        assert late.height == 6
+        found = await assembly.proposal(id)
+        assert found is not None and found.outcome is Outcome.EXECUTED
     finally:
         await service.close()
     assert audit(path).supply.conserved
