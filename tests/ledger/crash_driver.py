@@ -158,7 +158,7 @@ async def write(
         for number in range(10_000):
             target = path.with_name(f"backup-{salt.hex()}-{number}.db")
             await service.backup(target)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.2)
 
     await asyncio.gather(backups(), *(work(number) for number in range(len(PAYERS))))
 
