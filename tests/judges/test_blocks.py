@@ -18,15 +18,17 @@ from daifi_flows.cnft import (
 )
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import CommitteeError, LedgerError
+from daifi_flows.judges import SeatKeys, make_committee
 from daifi_flows.judges._blocks import ROUND_S, BlockOffice
 from daifi_flows.judges._byzantine import traitors
 from daifi_flows.judges._certifier import BlockCertifier
 from daifi_flows.judges._journal import KEPT_HEIGHTS, Journal
 from daifi_flows.judges._messages import HostLost
 from daifi_flows.keys import Account, recover_address, verify_bls
-from daifi_flows.threshold import recover_signature
+from daifi_flows.threshold import recover_signature, shares_sound
 
 LEDGER = keccak256(b"ledger")
+KINDS = ("bls", "account", "share")
 PROPOSER = Account.from_seed(b"p").address
 
 
@@ -278,3 +280,37 @@ async def test_a_writer_that_was_replaced_is_told(hosts: list[Local], seats: Any
         with pytest.raises(LedgerError) as refused:
             await ask()
         assert refused.value.details["fenced_by"] == 5
+
+
+# Keys
+
+
+def test_a_committees_group_key_is_dealt_once(tmp_path: Path) -> None:
+    first = make_committee(tmp_path, 7)
+    assert make_committee(tmp_path, 7) == first
+    assert first.group_key is not None
+    shares = tuple(seat.share for seat in first.seats if seat.share is not None)
+    assert shares_sound(first.group_key, shares, first.quorum)
+    assert not shares_sound(first.group_key, shares, first.quorum - 1)
+    for seat in first.seats:
+        keys = SeatKeys.load(tmp_path, seat.index)
+        assert keys.share is not None and keys.share.public == seat.share
+        assert keys.seat() == seat
+    names = ["dealer", *(f"seat-{i:02d}.{kind}" for i in range(7) for kind in KINDS)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in tmp_path.iterdir())
+
+
+def test_another_epoch_or_size_has_another_group_key(tmp_path: Path) -> None:
+    keys = {make_committee(tmp_path, n, epoch).group_key for n, epoch in ((7, 0), (7, 1), (4, 0))}
+    assert len(keys) == 3
+
+
+def test_a_seat_without_a_share_certifies_and_gives_none(tmp_path: Path) -> None:
+    keys = SeatKeys.load(tmp_path / "alone", 0)
+    assert keys.share is None and keys.seat().share is None
+    office = BlockOffice(
+        make_committee(tmp_path / "all", 4), {0: keys}, {}, Journal(tmp_path / "j.sqlite"), Careless
+    )
+    reply = office.certify(header().canonical(), header().canonical())
+    assert len(reply.partials) == 1 and reply.shares == ()
