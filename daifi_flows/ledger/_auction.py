@@ -159,6 +159,7 @@ class FaultKind(StrEnum):
 
     BAD_BID = "bad-bid"
     BAD_PROPOSAL = "bad-proposal"
+    BROKEN_RULE = "broken-rule"
     DOUBLE_PROPOSAL = "double-proposal"
     WITHHELD = "withheld"
 
@@ -237,6 +238,14 @@ class Auction:
         if merkle_root(transactions) != header.tx_root:
             return self  # bodies are not signed: anyone may have sent this one
         return replace(self, body=tuple(transactions))
+
+    def break_rule(self, why: str) -> Auction:
+        """The winner's block breaks a rule, as every validator finds: it is no block."""
+        if self.proposal is None or self.body is None:
+            return self
+        builder = self.proposal.header.builder
+        state = self._fault(FaultKind.BROKEN_RULE, builder, why, self.bids[builder])
+        return replace(state, proposal=None, body=None, barred=self.barred | {builder})
 
     def next_round(self, slot: Slot) -> Auction:
         """The round is over without a block: the next drawn proposer is asked.

@@ -14,7 +14,8 @@ one file; it is not what safety rests on.
 Terms keep an old writer from disturbing the new one. Each start of a writer takes a term above
 every term in its file, its mark and its clock. Its first question to the seats and its proposals
 carry it, and a replica that was asked by a newer writer, or has seen a right block of its, refuses
-older ones. So a writer that was believed dead finds itself refused, and stops. A term proves nothing to anybody and is not part of what is signed.
+older ones. So a writer that was believed dead finds itself refused, and stops. A term proves
+nothing to anybody and is not part of what is signed.
 
 A writer that takes over first asks the seats what they signed on top of its last block, and
 proposes that again: what a quorum signed, and was perhaps acknowledged, becomes final and nothing

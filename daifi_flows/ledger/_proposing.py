@@ -102,17 +102,18 @@ class Proposing:
             start = self._start = _Start(chain.head.digest, resumed.beacon, resumed.passed)
             if (dropped := self._take_over(chain, resumed.blocks)) is not None:
                 return dropped
-        auction = Auction(chain.slot(start.beacon, 0))
+        auction = start.auction or Auction(chain.slot(start.beacon, 0))
         while True:
             skip = None
             if start.passed is not None:
                 skip = await self._skip(chain, start.passed)
                 auction = auction.next_round(chain.slot(start.beacon, start.passed + 1))
             auction = await self._round(chain, auction, start.beacon, skip)
-            if (dropped := await self._finish(chain, auction, start.beacon, skip)) is not None:
+            auction, dropped = await self._finish(chain, auction, start.beacon, skip)
+            if dropped is not None:
                 self.faults = (*self.faults, *auction.faults)[-_FAULTS:]
                 return dropped
-            start = self._start = replace(start, passed=auction.slot.round)
+            start = self._start = replace(start, passed=auction.slot.round, auction=auction)
 
     def _take_over(self, chain: Chain, blocks: Sequence[bytes]) -> list[Dropped] | None:
         """Go on with a block that seats signed for an earlier proposer; the latest round's."""
@@ -187,11 +188,11 @@ class Proposing:
 
     async def _finish(
         self, chain: Chain, auction: Auction, beacon: bytes, skip: QuorumCertificate | None
-    ) -> list[Dropped] | None:
-        """Seal the winner's block; nothing when there is none, or its body is not shown."""
+    ) -> tuple[Auction, list[Dropped] | None]:
+        """Seal the winner's block; nothing when there is none, or it turns out to be no block."""
         proposal = auction.proposal
         if proposal is None:
-            return None
+            return auction, None
         header = proposal.header
         bid = auction.bids[header.builder]
         seal = Seal(
@@ -203,31 +204,30 @@ class Proposing:
         )
         candidate = chain.pending[0].candidate
         if candidate is not None and candidate.header == header:
-            return chain.seal(seal, self._clock())
-        body = await self._body(auction)
-        if body is None:
-            return None
-        block = Block(header=header, transactions=body, seal=seal, justify=chain.certificate)
+            return auction, chain.seal(seal, self._clock())
+        auction = await self._show(auction, header.digest)
+        if auction.body is None:
+            return auction, None
+        block = Block(
+            header=header, transactions=auction.body, seal=seal, justify=chain.certificate
+        )
         try:
-            return chain.supplant(block, self._clock())
+            return auction, chain.supplant(block, self._clock())
         except DaifiError as error:
-            _log.warning(
-                "builder %s won with a block that breaks a rule: %s", header.builder, error
-            )
-            return None
+            _log.warning("builder %s won and breaks a rule: %s", header.builder, error)
+            return auction.break_rule(str(error)), None
 
-    async def _body(self, auction: Auction) -> tuple[bytes, ...] | None:
-        assert auction.proposal is not None
-        block_hash = auction.proposal.header.digest
+    async def _show(self, auction: Auction, block_hash: bytes) -> Auction:
+        """Ask the builders for the winner's body."""
         for builder in self._builders:
             try:
                 async with asyncio.timeout(BUILDER_TIMEOUT_S):
                     body = await builder.body(block_hash)
                 if (shown := auction.add_body(body)).body is not None:
-                    return shown.body
+                    return shown
             except Exception as error:  # the next may be the one whose block it is
                 _log.warning("a builder does not show its body: %s", error)
-        return None
+        return auction
 
     async def _skip(self, chain: Chain, round: int) -> QuorumCertificate:
         if round + 1 >= MAX_ROUND:
@@ -245,8 +245,10 @@ class _Start:
     Attributes:
         beacon: the group's signature over the parent.
         passed: the last round that seats were asked to pass over.
+        auction: as that round left it.
     """
 
     parent: bytes
     beacon: bytes
     passed: int | None = None
+    auction: Auction | None = None

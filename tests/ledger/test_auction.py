@@ -296,6 +296,16 @@ def test_a_builder_that_does_not_show_its_body_is_passed_over() -> None:
     assert state.body == BODIES[2]
 
 
+def test_a_builder_whose_block_breaks_a_rule_is_passed_over() -> None:
+    state = auction(*BIDS).break_rule("too early")
+    assert state.faults == ()
+    state = state.add_proposal(Proposal.sign(BIDS[1].header, PROPOSER)).add_body(BODIES[1])
+    state = state.break_rule("wrong state_root")
+    assert kinds(state) == [FaultKind.BROKEN_RULE]
+    assert state.proposal is None and state.barred == {BUILDERS[1].address}
+    assert kinds(state.next_round(NEXT_SLOT)) == [FaultKind.BROKEN_RULE]
+
+
 def test_a_silent_proposer_costs_no_builder_its_place() -> None:
     state = auction(*BIDS).next_round(NEXT_SLOT)
     assert state.faults == () and state.barred == frozenset()

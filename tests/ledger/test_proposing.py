@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -293,7 +294,8 @@ async def test_a_builder_that_does_not_show_its_body_is_passed_over(
         receipt = await ledger.transfer(STRANGER.address, 1, BUYER)
         assert receipt.header.builder == BUILDER.address and receipt.header.round == 1
         (fault,) = service.faults
-        assert (fault.kind, fault.who) == (FaultKind.WITHHELD, NODE.address)
+        kind = FaultKind.BROKEN_RULE if how == "breaks a rule" else FaultKind.WITHHELD
+        assert (fault.kind, fault.who) == (kind, NODE.address)
         assert port.bids == 2
 
 
@@ -313,6 +315,46 @@ async def test_builders_that_fail_or_dawdle_hold_nobody_up(tmp_path: Path) -> No
     builders = [Failing(), Slow()]
     async with running(tmp_path / "a.db", builders=builders) as (ledger, _):
         assert (await ledger.transfer(STRANGER.address, 1, BUYER)).header.round == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_builders_and_seats_do_the_chain_is_sound(tmp_path: Path, seed: int) -> None:
+    """Rivals bid at random and sometimes hide their bodies, seats fall silent, leaders restart."""
+    draw, path, sent = random.Random(seed), tmp_path / "a.db", 0
+    for _ in range(3):
+        silent = set(draw.sample(range(21), draw.randint(0, 12)))
+        port = await rival(0)
+        async with running(
+            path, SeatsHere(GENESIS, silent=silent), builder=OTHER, bid_wei=2, builders=[port]
+        ) as (ledger, service):
+            for _ in range(4):
+                port.follow(await service.history(port.height + 1))
+                port._bid_wei = draw.choice([0, 1, 3, 4])
+                if draw.random() < 0.6:
+                    nonce = await service.next_nonce(NODE.address)
+                    port.add(transfer(NODE, 1, nonce))
+                if draw.random() < 0.3:
+                    port._bodies = Hidden()
+                before = (await ledger.account(STRANGER.address)).balance_wei
+                await ledger.transfer(STRANGER.address, 100, BUYER)
+                sent += 100
+                after = (await ledger.account(STRANGER.address)).balance_wei
+                assert after - before in (100, 101), "a rival's transaction came along, or not"
+                port._bodies = {}
+            certified = await service.history(1)
+    report = audit(path)
+    assert report.supply.conserved and report.height >= 12
+    late = Replica(GENESIS)
+    late.catch_up(certified)
+    assert late.height == report.height
+    assert late._base.account(STRANGER.address).balance_wei // 100 * 100 == sent
+
+
+class Hidden(dict[bytes, tuple[bytes, ...]]):
+    """Bodies that are never found again."""
+
+    def __setitem__(self, key: bytes, value: tuple[bytes, ...]) -> None:
+        pass
 
 
 # Seals that lie
