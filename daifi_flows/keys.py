@@ -241,6 +241,7 @@ def check_possession(public: bytes, proof: bytes) -> bool:
         return False
 
 
+@lru_cache(maxsize=256)
 def verify_bls(public: bytes, message: bytes, signature: bytes) -> bool:
     """Whether one seat signed ``message``. Malformed input is simply false."""
     try:
@@ -257,13 +258,25 @@ def aggregate_bls(signatures: Sequence[bytes]) -> bytes:
     """
     if not signatures:
         raise KeyMaterialError("there is no signature to aggregate")
+    return _aggregated(tuple(signatures))
+
+
+# Whoever collects signatures, checks them, and passes them on to be checked again asks the same
+# question within milliseconds; an answer takes one or two.
+
+
+@lru_cache(maxsize=64)
+def _aggregated(signatures: tuple[bytes, ...]) -> bytes:
     return bytes(PopSchemeMPL.aggregate([_signature(item) for item in signatures]))
 
 
 def verify_bls_aggregate(publics: Sequence[bytes], message: bytes, signature: bytes) -> bool:
     """Whether all ``publics`` (each with a checked proof of possession) signed ``message``."""
-    if not publics:
-        return False
+    return bool(publics) and _all_signed(tuple(publics), message, signature)
+
+
+@lru_cache(maxsize=256)
+def _all_signed(publics: tuple[bytes, ...], message: bytes, signature: bytes) -> bool:
     try:
         keys = [_public(item) for item in publics]
         return bool(PopSchemeMPL.fast_aggregate_verify(keys, message, _signature(signature)))
