@@ -506,7 +506,7 @@ async def test_damage_at_the_head_is_named_at_once(closed: Path, statement: str,
             if asyncio.iscoroutine(result):
                 await result
                 await _read_all(closed)
-        assert "\n" not in str(damaged.value) and "restore" in str(damaged.value)
+        assert "\n" not in str(damaged.value) and "backup" in str(damaged.value)
     assert why in str(damaged.value)
 
 
