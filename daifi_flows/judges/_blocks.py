@@ -30,6 +30,8 @@ ROUND_S: Final = 1.0
 """How long a drawn proposer has, from when a seat first hears that it is silent. A healthy one
 answers in milliseconds; whoever carries the messages gains nothing by hurrying this."""
 _MAX_HEADER_BYTES: Final = 4096
+_ASKED: Final = 64
+"""Rounds remembered, of the few blocks that may be asked about."""
 
 
 class BlockValidator(Protocol):
@@ -166,7 +168,8 @@ class BlockOffice:
                 self._get_validator().confirm(parent, term)
                 if not 0 <= round < 2**32:
                     return CertifyReply(refused="there is no such round")
-                self._asked = {key: since for key, since in self._asked.items() if key[0] == digest}
+                while len(self._asked) >= _ASKED and (digest, round) not in self._asked:
+                    del self._asked[next(iter(self._asked))]
                 since = self._asked.setdefault((digest, round), self._clock())
         except DaifiError as error:
             return _trouble(error)

@@ -135,10 +135,12 @@ class Replica:
         good: list[Bid] = []
         for bid in parsed.bids:
             balance_wei = self._base.account(bid.header.builder).balance_wei
-            if (why := bid_fault(slot, bid, balance_wei)) is not None:
+            why = bid_fault(slot, bid, balance_wei)
+            if why is None and self._is_ahead(bid.header):
+                why = "its header is dated in the future"
+            if why is not None:
                 faults.append(why)
             else:
-                self._check_date(bid.header)
                 good.append(bid)
         best = best_bid(slot, good)
         if best is None:
@@ -184,8 +186,13 @@ class Replica:
                 from_height=self.height + 1,
             )
 
+    def _is_ahead(self, header: BlockHeader) -> bool:
+        if self._clock is None:
+            return False
+        return header.timestamp_ms > self._clock() + MAX_CLOCK_DRIFT_MS
+
     def _check_date(self, header: BlockHeader) -> None:
-        if self._clock is not None and header.timestamp_ms > self._clock() + MAX_CLOCK_DRIFT_MS:
+        if self._is_ahead(header):
             raise LedgerError(f"block {header.height} is dated in the future; refused")
 
     def _execute(self, block: Block) -> Candidate:

@@ -169,6 +169,9 @@ def test_a_proposer_is_waited_for_before_it_is_passed_over(office_of: Any, seats
         assert verify_bls(seats.committee.seats[index].public, message, partial)
     assert office.skip(parent.canonical(), 1, 5).wait_s == pytest.approx(ROUND_S), "each round anew"
     assert office.skip(parent.canonical(), -1, 5).refused
+    for round in range(2, 200):
+        assert office.skip(parent.canonical(), round, 5).wait_s == pytest.approx(ROUND_S)
+    assert len(office._asked) == 64
     assert office.resume(parent.canonical(), 5).passed == 0
 
 

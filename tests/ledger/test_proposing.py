@@ -527,6 +527,9 @@ async def test_a_proposer_signs_only_in_its_turn(
     for offer, account, why in wrong:
         with pytest.raises(LedgerError, match=why):
             replica.choose(offer, account)
+    ahead, now = reseal(block, OTHER, timestamp_ms=T0 + 200_000), Bid.sign(header, 3, OTHER)
+    both = (Bid(header=ahead.header, bid_wei=3, signature=ahead.seal.builder), now)
+    assert replica.choose(offer_of(block, bids=both), header.proposer) == header
     with pytest.raises(OutOfSync):
         replica.choose(offer_of(reseal(block, OTHER, height=2)), header.proposer)
     replica.catch_up([CertifiedBlock(block=block, certificate=certificate).canonical()])
