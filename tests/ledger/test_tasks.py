@@ -176,7 +176,7 @@ def test_expiry_refunds_after_the_deadline_and_not_before(state: TaskState, late
 def test_an_effect_is_committed_once_by_the_owner() -> None:
     bench = Bench()
     token = token_id_of(bench.reach(TaskState.SETTLED).task_id)
-    with pytest.raises(TransactionRefused, match="only the owner"):
+    with pytest.raises(TransactionRefused, match="only the holder"):
         bench.do(t.Effect, STRANGER, token_id=token, effect=META)
     receipt = bench.do(t.Effect, BUYER, token_id=token, effect=META)
     assert receipt.content == META and bench.state.token(token).effect == META

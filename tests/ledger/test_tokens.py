@@ -200,6 +200,22 @@ def test_what_a_merged_token_earns_follows_the_new_one() -> None:
     assert bench.balance(STRANGER) == before + DAI // 10 + DAI // 5 * 95 // 100
 
 
+def test_who_sold_a_merged_token_has_no_say_about_its_parents() -> None:
+    bench = TokenBench()
+    original = bench.mint(5)
+    tokens = (bench.mint(0), bench.mint(1, node=OTHER))
+    merged = bench.do(t.Merge, BUYER, tokens=tokens).token_id
+    _send(bench, BUYER, merged, STRANGER)
+    effect = {"token_id": tokens[0], "effect": META}
+    repetition = {"original": original, "again": tokens[1]}
+    for kind, fields in ((t.Effect, effect), (t.Reproduce, repetition)):
+        with pytest.raises(TransactionRefused, match=f"only the .*holder {STRANGER.address}"):
+            bench.do(kind, BUYER, **fields)
+        bench.do(kind, STRANGER, **fields)
+    assert bench.state.token(tokens[0]).effect == META
+    assert bench.state.token(original).reproductions == 1
+
+
 def test_merging_bought_tokens_leaves_their_creators_the_royalty() -> None:
     bench = TokenBench()
     tokens = tuple(bench.mint(i) for i in range(2))

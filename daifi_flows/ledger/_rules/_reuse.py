@@ -149,8 +149,9 @@ def _agree(tx: Reproduce | Contradict, original: Origin, again: Origin) -> bool:
 def _repeat(ctx: Context, tx: Reproduce | Contradict, *, agrees: bool) -> Facts:
     original, again = require_token(ctx, tx.original), require_token(ctx, tx.again)
     first, second = _require_origin(original), _require_origin(again)
-    if again.owner != tx.sender:
-        refuse("bad-role", f"only the repetition's owner {again.owner} can bring it")
+    holder = holder_of(ctx.layer, again)
+    if holder != tx.sender:
+        refuse("bad-role", f"only the repetition's holder {holder} can bring it")
     if first.work != second.work:
         refuse(
             "bad-field",

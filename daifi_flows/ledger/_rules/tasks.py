@@ -15,6 +15,7 @@ from daifi_flows.ledger._rules import attested
 from daifi_flows.ledger._rules._auctions import award, check_windows, start_auction
 from daifi_flows.ledger._rules._bonds import bond, charged, forfeit_bond
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
+from daifi_flows.ledger._rules._minting import holder_of
 from daifi_flows.ledger._rules._tasks import (
     refund,
     reopen,
@@ -270,8 +271,9 @@ def effect(ctx: Context, tx: Effect) -> Facts:
     token = ctx.layer.token(tx.token_id)
     if token is None:
         refuse("unknown", f"token {tx.token_id.hex()} was never minted on this ledger")
-    if token.owner != tx.sender:
-        refuse("bad-role", f"only the owner {token.owner} can commit this token's effect")
+    holder = holder_of(ctx.layer, token)
+    if holder != tx.sender:
+        refuse("bad-role", f"only the holder {holder} can commit this token's effect")
     if token.effect is not None:
         refuse("duplicate", "this token's effect is already committed")
     ctx.layer.put(token.model_copy(update={"effect": tx.effect}))
