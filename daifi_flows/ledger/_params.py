@@ -404,6 +404,8 @@ class Genesis(Noun):
             raise LedgerError("genesis issues 2^256 wei or more; allocate less")
         if self.to_issue_wei >= _UINT128:
             raise LedgerError("2^128 wei or more are to be issued over time; set emission_wei")
+        if self.supply_wei + self.to_issue_wei >= _UINT256:
+            raise LedgerError("2^256 wei or more would be issued in the end; allocate less")
         seats = self.committee.seats
         if not seats or [seat.index for seat in seats] != list(range(len(seats))):
             raise LedgerError("genesis committee seats must be numbered 0, 1, 2, … in order")

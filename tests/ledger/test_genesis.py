@@ -79,3 +79,7 @@ def test_genesis_refuses_impossible_money() -> None:
             Genesis.create(allocations=allocations, **common)  # pyright: ignore
     with pytest.raises(EncodingError):
         Genesis.create(allocations=[(BUYER.address, -1)], **common)  # pyright: ignore
+    nearly_all = [(BUYER.address, 2**256 - 10)]
+    Genesis.create(allocations=nearly_all, emission_wei=9, **common)  # pyright: ignore
+    with pytest.raises(LedgerError):
+        Genesis.create(allocations=nearly_all, emission_wei=10, **common)  # pyright: ignore
