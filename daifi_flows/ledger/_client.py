@@ -20,7 +20,13 @@ from daifi_flows.cnft import (
     TaskSpec,
 )
 from daifi_flows.encoding import keccak256
-from daifi_flows.errors import LedgerError, LedgerUnavailable, TransactionRefused
+from daifi_flows.errors import (
+    InsufficientFunds,
+    LedgerError,
+    LedgerUnavailable,
+    TransactionRefused,
+)
+from daifi_flows.history import HistoryProof
 from daifi_flows.keys import Account
 from daifi_flows.ledger._params import Params
 from daifi_flows.ledger._records import (
@@ -82,6 +88,7 @@ class Port(Protocol):
     async def quote(self, node: str) -> int: ...
     async def nodes(self) -> tuple[AccountRecord, ...]: ...
     async def attestation_receipt(self, task_id: bytes) -> tuple[Attestation, Receipt] | None: ...
+    async def prove(self, tx_id: bytes) -> HistoryProof: ...
     async def health(self) -> LedgerHealth: ...
 
 
@@ -154,6 +161,10 @@ class LedgerClient:
         """The attestation that settled a task, and its settlement's receipt."""
         return await self._port.attestation_receipt(task_id)
 
+    async def prove(self, tx: bytes) -> HistoryProof:
+        """A final transaction's receipt, shown against the newest certified head."""
+        return await self._port.prove(tx)
+
     async def health(self) -> LedgerHealth:
         """Height, pending transactions, and why certification stalls, if it does."""
         return await self._port.health()
@@ -182,6 +193,8 @@ class LedgerClient:
         """Open a task and lock its highest price; sealed, when governance asks for that."""
         terms = (await self._port.params()).sealed
         if spec.max_price_wei > terms.over_wei:
+            # What is sealed and then refused loses its deposit: ask first what is known to fail.
+            await self._require_funds(buyer.address, spec.max_price_wei + terms.deposit_wei)
             return await self.submit_sealed(Open, buyer, {"spec": spec})
         return await self.submit(Open, buyer, {"spec": spec})
 
@@ -281,6 +294,16 @@ class LedgerClient:
             if error.details.get("code") != "duplicate":  # then a call before this one got here
                 raise
         return await self.submit(Reveal, account, {"salt": salt, "action": action})
+
+    async def _require_funds(self, address: str, amount_wei: int) -> None:
+        balance_wei = (await self._port.account(address)).balance_wei
+        if balance_wei < amount_wei:
+            raise InsufficientFunds(
+                f"account {address} holds {balance_wei} wei and needs {amount_wei}; fund it",
+                code="insufficient-funds",
+                balance_wei=balance_wei,
+                needed_wei=amount_wei,
+            )
 
     async def _require(self, task_id: bytes) -> TaskRecord:
         task = await self._port.task(task_id)

@@ -14,6 +14,7 @@ from daifi_flows.cnft import (
     Receipt,
     TaskSpec,
 )
+from daifi_flows.history import HistoryProof
 from daifi_flows.keys import Account
 from daifi_flows.ledger._params import Params
 from daifi_flows.ledger._records import AccountRecord, SupplyReport, TaskRecord, TokenRecord
@@ -79,6 +80,10 @@ class Settlement(Protocol):
 
     async def attestation_receipt(self, task_id: bytes) -> tuple[Attestation, Receipt] | None:
         """The attestation that settled a task, and its settlement's receipt."""
+        ...
+
+    async def prove(self, tx: bytes) -> HistoryProof:
+        """A final transaction's receipt, shown against the newest certified head."""
         ...
 
     async def transfer(
