@@ -29,6 +29,9 @@ META = keccak256(b"metadata")
 class Bench:
     """A machine and its state, with transactions signed by whoever is named."""
 
+    height = 10
+    """Of the block that transactions run in."""
+
     def __init__(self, genesis: Genesis = GENESIS) -> None:
         self.machine = Machine(genesis)
         self.state = self.machine.genesis_state()
@@ -40,7 +43,7 @@ class Bench:
         return tx.signed(account, self.machine.ledger_id)
 
     def run(self, tx: t.Transaction) -> TxReceipt:
-        receipt = self.machine.execute(self.state, tx, BlockEnv(self.now, 1))
+        receipt = self.machine.execute(self.state, tx, BlockEnv(self.now, self.height))
         report = supply_of(self.state)
         assert report.conserved and report == self.state.supply()
         return receipt

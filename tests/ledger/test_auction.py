@@ -248,6 +248,7 @@ def test_what_costs_a_proposer_nothing() -> None:
         ("bad-field", one, of_seat(SEAT_ACCOUNTS[4], tx_root=OTHER)),
         ("bad-signature", one, forged),
         ("bad-role", *stranger),
+        ("bad-state", *[of_seat(seat, tx_root=root, height=11) for root in (OTHER, bytes(32))]),
     ]
     for code, first, second in cases:
         with pytest.raises(TransactionRefused) as refused:

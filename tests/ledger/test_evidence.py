@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from ledger_bench import META
 from ledger_kit import (
     BUYER,
+    COMMITTEE,
     DAI,
+    GENESIS,
     NODE,
     OTHER,
     PROOF_CID,
@@ -199,6 +201,16 @@ def test_the_order_of_the_two_statements_does_not_matter(kind: str) -> None:
     assert bench.refused(again) == "duplicate"
 
 
+def test_an_account_with_several_seats_loses_half_once() -> None:
+    seats = [seat.model_copy(update={"account": OTHER.address}) for seat in COMMITTEE.seats]
+    committee = COMMITTEE.model_copy(update={"seats": tuple(seats)})
+    bench = Market(GENESIS.model_copy(update={"committee": committee}))
+    bench.run(blocks_tx(bench, seats=range(7), who=BUYER))
+    assert bench.stake_of(OTHER) == STAKE // 2
+    assert bench.refused(blocks_tx(bench, seats=(12,), who=BUYER)) == "duplicate"
+    assert bench.stake_of(OTHER) == STAKE // 2
+
+
 def test_who_reports_itself_gets_no_share() -> None:
     bench = Market()
     spec = bench.reach(TaskState.COMMITTED)
@@ -351,6 +363,17 @@ def _nothing_at_stake(bench: Market) -> t.Transaction:
     return proofs_tx(bench, spec, *[commit_of(bench, spec, each, STRANGER) for each in proofs])
 
 
+def _of_an_attempt_to_come(bench: Market) -> t.Transaction:
+    """A node that could show its offence before it has much to lose could then commit it."""
+    spec = bench.reach(TaskState.COMMITTED)
+    proofs = make_header(spec), other_header(spec)
+    return proofs_tx(bench, spec, *[commit_of(bench, spec, each, attempt=1) for each in proofs])
+
+
+def _before_it_was_given(bench: Market) -> t.Transaction:
+    return proofs_tx(bench, bench.reach(TaskState.OPEN))
+
+
 def _unknown_task(bench: Market) -> t.Transaction:
     return proofs_tx(bench, make_spec(77))
 
@@ -362,6 +385,7 @@ INNOCENT: list[tuple[str, str, Callable[[Market], t.Transaction]]] = [
     ("a block of another ledger", "bad-field", _block(ledger_id=META)),
     ("blocks of another ledger", "bad-field", _both_blocks(ledger_id=META)),
     ("blocks of another epoch", "bad-field", _both_blocks(epoch=2)),
+    ("blocks of a height to come", "bad-state", _both_blocks(height=Market.height + 1)),
     ("blocks of another committee", "bad-field", _both_blocks(committee=META)),
     ("nobody signed both", "bad-field", lambda b: blocks_tx(b, seats=(3,), others=(4,))),
     ("a seat the committee does not have", "bad-field", _no_such_seat),
@@ -397,6 +421,8 @@ INNOCENT: list[tuple[str, str, Callable[[Market], t.Transaction]]] = [
         _proofs(second=lambda b, s: commit_of(b, s, other_header(s, OTHER))),
     ),
     ("nothing at stake", "bad-state", _nothing_at_stake),
+    ("commits in an attempt to come", "bad-state", _of_an_attempt_to_come),
+    ("commits in an attempt that is not the node's", "bad-state", _before_it_was_given),
     ("a task nobody opened", "unknown", _unknown_task),
 ]
 

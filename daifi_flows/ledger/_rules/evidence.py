@@ -1,8 +1,10 @@
 """Evidence of equivocation: both statements are checked here, and their signer is slashed.
 
-A key is slashed once for each place in which it may say one thing: a height and round, a finding
-about one execution, an attempt of a task. More pairs of statements of the same place show nothing
-new. What an honest seat or node never signs twice:
+An account is slashed once for each place in which its key may say one thing: a height and round,
+a finding about one execution, an attempt of a task. More pairs of statements of the same place
+show nothing new. So nobody may show its own offence in advance, while it has nothing to lose:
+evidence is about a height that the chain has reached, or an attempt that the node was given. What
+an honest seat or node never signs twice:
 
 - a seat signs one block a height and round (its journal sees to that);
 - a seat signs one finding about one *proof* of an execution. Two findings about two proofs are no
@@ -51,6 +53,7 @@ def block_equivocation(ctx: Context, tx: BlockEquivocation) -> Facts:
     _same(("height", first.height, second.height), ("round", first.round, second.round))
     if first.digest == second.digest:
         refuse("bad-field", "both headers are the same block: signing it twice is no offence")
+    _require_reached(ctx, first)
     # The later of the two: a seat could date its second block back.
     _require_fresh(ctx, max(first.timestamp_ms, second.timestamp_ms))
     seats = _require_accused(ctx, tx.accused)
@@ -104,6 +107,13 @@ def proof_equivocation(ctx: Context, tx: ProofEquivocation) -> Facts:
     for commit in (first, second):
         commit.check_signature(ctx.ledger_id)
         _require_header(commit)
+    task = require_task(ctx, first.task_id)
+    given = first.attempt < task.attempt or (first.attempt, first.sender) == (
+        task.attempt,
+        task.node,
+    )
+    if not given:
+        refuse("bad-state", f"attempt {first.attempt} of the task was not given to {first.sender}")
     account = ctx.account(first.sender)
     if account.stake_wei + account.unbonding_wei == 0:
         refuse("bad-state", f"{first.sender} has nothing at stake that could be taken")
@@ -133,6 +143,7 @@ def proposal_equivocation(ctx: Context, tx: ProposalEquivocation) -> Facts:
         refuse("bad-signature", f"proposer {first.proposer} did not sign both headers")
     if all(seat.account != first.proposer for seat in ctx.committee.seats):
         refuse("bad-role", f"{first.proposer} has no seat, so it never proposes")
+    _require_reached(ctx, first)
     _require_fresh(ctx, max(first.timestamp_ms, second.timestamp_ms))
     place = {"height": first.height, "round": first.round}
     payments = _punish(ctx, "proposal", place, first.proposer, tx.sender)
@@ -151,6 +162,11 @@ def _require_fresh(ctx: Context, time_ms: int) -> None:
     until_ms = time_ms + ctx.params.disputes.evidence_ms
     if ctx.now_ms > until_ms:
         refuse("expired", f"evidence of this counted until {until_ms} ms")
+
+
+def _require_reached(ctx: Context, header: BlockHeader) -> None:
+    if header.height > ctx.height:
+        refuse("bad-state", f"this can be shown from block {header.height} on")
 
 
 def _require_fresh_task(ctx: Context, task_id: bytes) -> None:
@@ -215,8 +231,8 @@ def _punish_seats(
     payments: tuple[Payment, ...] = ()
     punished: list[Seat] = []
     for seat in seats:
-        place = {**where, "seat": seat.public}
-        paid = _punish(ctx, what, place, seat.account, tx.sender)
+        # An account with several seats is one offender: it loses half, as several accounts would.
+        paid = _punish(ctx, what, where, seat.account, tx.sender)
         if paid is not None:
             payments += paid
             punished.append(seat)
