@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import libipld
@@ -23,6 +24,7 @@ __all__ = [
     "MAX_CBOR_BYTES",
     "canonical",
     "canonical_json",
+    "canonical_list",
     "cid_of",
     "cid_sha256",
     "decode_canonical",
@@ -105,6 +107,24 @@ def canonical(value: Any) -> bytes:
         return libipld.encode_dag_cbor(value)
     except (ValueError, OverflowError, TypeError) as error:
         raise EncodingError(f"value cannot be encoded as DAG-CBOR: {error}") from error
+
+
+def canonical_list(items: Sequence[bytes]) -> bytes:
+    """DAG-CBOR of a list whose items are encoded already.
+
+    >>> canonical_list([canonical(1), canonical("a")]) == canonical([1, "a"])
+    True
+    """
+    count = len(items)
+    if count < 24:
+        head = bytes([0x80 | count])
+    elif count < 1 << 8:
+        head = bytes([0x98, count])
+    elif count < 1 << 16:
+        head = b"\x99" + count.to_bytes(2, "big")
+    else:
+        head = b"\x9a" + count.to_bytes(4, "big")
+    return head + b"".join(items)
 
 
 # Libraries of this field raise Python's recursion limit (torch._dynamo, py_ecc), and then a nested

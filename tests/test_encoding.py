@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from daifi_flows.encoding import (
     canonical,
     canonical_json,
+    canonical_list,
     cid_of,
     cid_sha256,
     decode_canonical,
@@ -27,6 +28,12 @@ plain = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
     max_leaves=12,
 )
+
+
+@pytest.mark.parametrize("count", [0, 1, 23, 24, 255, 256, 65_535, 65_536])
+def test_a_list_of_encoded_items_is_the_list_encoded(count: int) -> None:
+    items = [number % 300 for number in range(count)]
+    assert canonical_list([canonical(item) for item in items]) == canonical(items)
 
 
 @given(plain)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 
@@ -27,7 +27,7 @@ from daifi_flows.ledger._seal import Seal, check_seal, open_slot, quorum_signed
 from daifi_flows.ledger._state import Base, Layer, MemoryBase
 from daifi_flows.ledger._trie import Trie
 from daifi_flows.ledger._tx import parse_transaction
-from daifi_flows.merkle import MountainRange, leaf_hash, merkle_proofs, merkle_root, root_of_hashes
+from daifi_flows.merkle import MerkleTree, MountainRange, leaf_hash, merkle_root, root_of_hashes
 
 __all__ = [
     "MAX_BLOCK_BYTES",
@@ -36,10 +36,10 @@ __all__ = [
     "Block",
     "Candidate",
     "CertifiedBlock",
+    "Inclusions",
     "build",
     "certificate_valid",
     "genesis_header",
-    "inclusions",
     "reexecute",
 ]
 
@@ -80,6 +80,8 @@ class Candidate:
 
     header: BlockHeader
     receipts: tuple[TxReceipt, ...]
+    leaves: Sequence[bytes] = field(repr=False)
+    """The receipts, encoded."""
     layer: Layer
     """The state after the transactions."""
     paid: Layer
@@ -146,14 +148,15 @@ def build(
     _pay(paid, builder, slot.proposer, bid_wei)
     entries = layer.encoded_changes() | paid.encoded_changes()
     after = trie.update(entries)
-    leaves = [leaf_hash(receipt.canonical()) for receipt in receipts]
-    history, nodes = history.append(leaves)
+    leaves = [receipt.canonical() for receipt in receipts]
+    hashes = [leaf_hash(leaf) for leaf in leaves]
+    history, nodes = history.append(hashes)
     header = BlockHeader(
         ledger_id=parent.ledger_id,
         height=parent.height + 1,
         parent=parent.digest,
         tx_root=merkle_root(transactions),
-        receipt_root=root_of_hashes(leaves),
+        receipt_root=root_of_hashes(hashes),
         state_root=after.root,
         timestamp_ms=timestamp_ms,
         proposer=slot.proposer,
@@ -165,7 +168,7 @@ def build(
         history_root=history.root,
         history_size=history.size,
     )
-    return Candidate(header, tuple(receipts), layer, paid, after, history, nodes, entries)
+    return Candidate(header, tuple(receipts), leaves, layer, paid, after, history, nodes, entries)
 
 
 def _pay(layer: Layer, builder: str, proposer: str, bid_wei: int) -> None:
@@ -252,19 +255,30 @@ def certificate_valid(
     return quorum_signed(committee, certificate, QuorumCertificate.message(block_hash))
 
 
-def inclusions(
-    header: BlockHeader, certificate: QuorumCertificate, receipts: Sequence[TxReceipt]
-) -> list[Receipt]:
-    """The receipt of every transaction, with its path to the certified header."""
-    paths = merkle_proofs([receipt.canonical() for receipt in receipts])
-    return [
-        Receipt(
-            header=header,
-            certificate=certificate,
-            leaf=leaf,
+class Inclusions:
+    """The receipts of a certified block, each with its path to the header."""
+
+    def __init__(
+        self,
+        header: BlockHeader,
+        certificate: QuorumCertificate,
+        receipts: Sequence[TxReceipt],
+        leaves: Iterable[bytes],
+    ) -> None:
+        self._header = header
+        self._certificate = certificate
+        self._receipts = receipts
+        self._tree = MerkleTree(map(leaf_hash, leaves))
+
+    def __len__(self) -> int:
+        return len(self._receipts)
+
+    def __getitem__(self, index: int) -> Receipt:
+        return Receipt(
+            header=self._header,
+            certificate=self._certificate,
+            leaf=self._receipts[index],
             index=index,
-            size=len(receipts),
-            path=path,
+            size=len(self._receipts),
+            path=self._tree.proof(index),
         )
-        for index, (leaf, path) in enumerate(zip(receipts, paths, strict=True))
-    ]

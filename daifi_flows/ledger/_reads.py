@@ -17,7 +17,7 @@ from daifi_flows.cnft import (
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import LedgerCorrupted, LedgerUnavailable, TransactionRefused
 from daifi_flows.history import HistoryProof
-from daifi_flows.ledger._blocks import CertifiedBlock, inclusions
+from daifi_flows.ledger._blocks import CertifiedBlock, Inclusions
 from daifi_flows.ledger._economics import surged_wei
 from daifi_flows.ledger._params import Genesis, Params
 from daifi_flows.ledger._records import (
@@ -78,7 +78,7 @@ class LedgerReads(ABC):
     genesis: Genesis
     _clock: Callable[[], int]
     _store: Store
-    _receipts: dict[int, list[Receipt]]
+    _receipts: dict[int, Inclusions]
 
     @abstractmethod
     def _final(self) -> LastFinal:
@@ -250,15 +250,18 @@ class LedgerReads(ABC):
             rows = list(self._store.rows(height, height))
             if not rows or rows[0].certificate is None:
                 raise LedgerCorrupted(f"block {height} is missing from {self.path}", height=height)
-            receipts = inclusions(rows[0].block.header, rows[0].certificate, rows[0].receipts)
+            row = rows[0]
+            leaves = [receipt.canonical() for receipt in row.receipts]
+            receipts = Inclusions(row.block.header, rows[0].certificate, row.receipts, leaves)
             self._remember(height, receipts)
-        if position >= len(receipts) or receipts[position].leaf.tx != tx_id:
+        found = receipts[position] if position < len(receipts) else None
+        if found is None or found.leaf.tx != tx_id:
             raise LedgerCorrupted(
                 f"the index of {self.path} names a wrong transaction", height=height
             )
-        return receipts[position]
+        return found
 
-    def _remember(self, height: int, receipts: list[Receipt]) -> None:
+    def _remember(self, height: int, receipts: Inclusions) -> None:
         self._receipts[height] = receipts
         while len(self._receipts) > _RECEIPT_BLOCKS:
             del self._receipts[next(iter(self._receipts))]

@@ -164,7 +164,7 @@ class Verified:
         block = self.block.block
         store.append(
             block.canonical(),
-            self.candidate.receipts,
+            self.candidate.leaves,
             block.header,
             self.block.certificate,
             self.changes,

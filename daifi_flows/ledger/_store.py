@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from daifi_flows.cnft import BlockHeader, QuorumCertificate, TxReceipt
-from daifi_flows.encoding import canonical
+from daifi_flows.cnft import BlockHeader, QuorumCertificate
+from daifi_flows.encoding import canonical, canonical_list
 from daifi_flows.errors import EncodingError, LedgerCorrupted, LedgerError, LedgerUnavailable
 from daifi_flows.ledger._files import whole_path
 from daifi_flows.ledger._params import Genesis
@@ -31,7 +31,6 @@ from daifi_flows.ledger._store_schema import (
     checksum,
     connect,
     damaged,
-    encode_receipts,
     link,
     readable,
     transaction,
@@ -226,10 +225,14 @@ class Store(StoreReads):
         if head is not None:
             self._acknowledge(head.height, head.header.digest)
 
-    def journal(self, raw: bytes, height: int, receipts: Sequence[TxReceipt]) -> None:
-        """Write a proposed block ahead of its certificate; on disk when this returns."""
+    def journal(self, raw: bytes, height: int, receipts: Sequence[bytes]) -> None:
+        """Write a proposed block ahead of its certificate; on disk when this returns.
+
+        Args:
+            receipts: encoded.
+        """
         self._probe("journal:begin")
-        leaves = encode_receipts(list(receipts))
+        leaves = canonical_list(receipts)
         with readable(self.path), transaction(self._db):
             self._put_block(raw, height, leaves)
             self._probe("journal:written")
@@ -267,7 +270,7 @@ class Store(StoreReads):
     def append(
         self,
         raw: bytes,
-        receipts: Sequence[TxReceipt],
+        receipts: Sequence[bytes],
         header: BlockHeader,
         certificate: QuorumCertificate,
         changes: Changes,
@@ -279,7 +282,7 @@ class Store(StoreReads):
         remembers the highest ``term`` it has seen.
         """
         self._probe("append:begin")
-        leaves = encode_receipts(list(receipts))
+        leaves = canonical_list(receipts)
         with readable(self.path), transaction(self._db):
             self._db.execute("DELETE FROM blocks WHERE height = ?", (header.height,))
             self._put_block(raw, header.height, leaves)

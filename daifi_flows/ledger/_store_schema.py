@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from daifi_flows.cnft import QuorumCertificate, TxReceipt
-from daifi_flows.encoding import canonical, decode_canonical, sha256
+from daifi_flows.encoding import decode_canonical, sha256
 from daifi_flows.errors import EncodingError, LedgerCorrupted, LedgerUnavailable
 from daifi_flows.ledger._blocks import Block
 
@@ -23,7 +23,6 @@ __all__ = [
     "checksum",
     "connect",
     "damaged",
-    "encode_receipts",
     "link",
     "parse_row",
     "readable",
@@ -94,11 +93,6 @@ class Mark(NamedTuple):
 
     tx: bytes
     intent: bytes
-
-
-def encode_receipts(receipts: tuple[TxReceipt, ...] | list[TxReceipt]) -> bytes:
-    """Receipts of a block as they are stored."""
-    return canonical([receipt.plain() for receipt in receipts])
 
 
 def parse_row(path: Path, height: int, raw: bytes, leaves: bytes, certificate: bytes | None) -> Row:
