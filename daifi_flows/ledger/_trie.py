@@ -276,9 +276,14 @@ class Trie:
             after._buckets[index] = node
             after._nodes[BUCKETS + index] = _summary(node)
             touched.add((BUCKETS + index) >> 1)
+        nodes, below = after._nodes, self._ground.node
         while touched:
             for at in touched:
-                after._nodes[at] = _combine(after._node(2 * at), after._node(2 * at + 1))
+                left, right = nodes.get(2 * at), nodes.get(2 * at + 1)
+                nodes[at] = _combine(
+                    left if left is not None else below(2 * at),
+                    right if right is not None else below(2 * at + 1),
+                )
             touched = {at >> 1 for at in touched if at > 1}
         return after
 

@@ -1,7 +1,8 @@
-"""How long a start takes, and how much memory it and a few blocks need.
+"""How long a start and an audit take, and how much memory they and a few blocks need.
 
     python tests/ledger/recovery_bench.py blocks 100000
     python tests/ledger/recovery_bench.py entries 1000000
+    python tests/ledger/recovery_bench.py audit 50000
 
 Files are made fast: every transaction is signed and executed, but only the last block has a real
 certificate and a real proposer, which is all that a start looks at. The measured part runs in a
@@ -29,7 +30,7 @@ from ledger_kit import SEAT_ACCOUNTS, SEAT_KEYS
 from daifi_flows.cnft import BlockHeader, QuorumCertificate, beacon_message, proposal_digest
 from daifi_flows.encoding import keccak256
 from daifi_flows.keys import Account, aggregate_bls
-from daifi_flows.ledger import AccountRecord, LedgerService
+from daifi_flows.ledger import AccountRecord, LedgerService, audit
 from daifi_flows.ledger._blocks import Block, BlockEnv, build
 from daifi_flows.ledger._certifier import History
 from daifi_flows.ledger._machine import Machine
@@ -169,9 +170,42 @@ def _memory_kib(name: str = "VmRSS:") -> int:
     raise AssertionError(f"no {name}")
 
 
+async def grow(path: Path, count: int) -> None:
+    """A real ledger of this many transfers, each to an account of its own."""
+    service = LedgerService(path, GENESIS, BlindSeats(), builder=BUILDER, snapshot_every=0)
+    await service.start()
+    for start in range(0, count, 500):
+        for number in range(start, start + 500):
+            tx = t.Transfer(
+                sender=PAYERS[0].address, nonce=number, to=account(number).address, amount_wei=1
+            )
+            last = await service.enqueue(tx.signed(PAYERS[0], GENESIS.ledger_id).encode())
+        await service.wait(last)
+    await service.close()
+
+
+def audited(path: Path) -> dict[str, float]:
+    began, cpu_began = time.perf_counter(), time.process_time()
+    report = audit(path)
+    took_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
+    return {
+        "blocks": report.height,
+        "transactions": report.transactions,
+        "audit_s": round(took_s, 2),
+        "transactions_per_s": round(report.transactions / took_s),
+        "transactions_per_cpu_s": round(report.transactions / cpu_s),
+        "memory_mib": round(_memory_kib() / 1024, 1),
+        "peak_mib": round(_memory_kib("VmHWM:") / 1024, 1),
+    }
+
+
 def main(what: str, count: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.db"
+        if what == "audit":
+            asyncio.run(grow(path, count))
+            print(json.dumps(_measure("audited", path), indent=2))
+            return
         began = time.perf_counter()
         make(path, count if what == "blocks" else 3, count if what == "entries" else 0)
         report: dict[str, object] = {
@@ -185,18 +219,21 @@ def main(what: str, count: int) -> None:
         report["snapshot_s"] = round(time.perf_counter() - began, 2)
         report["snapshot_mib"] = round(snapshot.stat().st_size / 2**20, 2)
         for _ in range(2):
-            run = subprocess.run(
-                [sys.executable, __file__, "measure", str(path)],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            report.setdefault("runs", []).append(json.loads(run.stdout))  # pyright: ignore
+            report.setdefault("runs", []).append(_measure("measured", path))  # pyright: ignore
         print(json.dumps(report, indent=2))
 
 
+def _measure(what: str, path: Path) -> dict[str, float]:
+    run = subprocess.run(
+        [sys.executable, __file__, what, str(path)], capture_output=True, text=True, check=True
+    )
+    return json.loads(run.stdout)
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "measure":
+    if sys.argv[1] == "measured":
         print(json.dumps(asyncio.run(measured(Path(sys.argv[2]), 2_000))))
+    elif sys.argv[1] == "audited":
+        print(json.dumps(audited(Path(sys.argv[2]))))
     else:
         main(sys.argv[1], int(sys.argv[2]))

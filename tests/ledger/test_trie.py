@@ -49,6 +49,7 @@ def test_the_pool_has_crowded_buckets() -> None:
     assert len(CROWDED) == 40 and len({keccak256(key)[:2] for key in CROWDED}) < 6
 
 
+@settings(deadline=None)
 @given(before=ENTRIES, changes=st.dictionaries(KEYS, st.none() | VALUES, max_size=40))
 def test_any_changes_lead_to_the_root_of_the_definition(
     before: dict[bytes, bytes], changes: dict[bytes, bytes | None]
@@ -102,9 +103,10 @@ class Blocks(RuleBasedStateMachine):
 
 
 TestBlocks = Blocks.TestCase
-TestBlocks.settings = settings(max_examples=40, stateful_step_count=20)
+TestBlocks.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
 
 
+@settings(deadline=None)
 @given(entries=ENTRIES, key=KEYS, other=KEYS)
 def test_one_proof_and_one_value_pass(
     entries: dict[bytes, bytes], key: bytes, other: bytes

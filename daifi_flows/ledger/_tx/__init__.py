@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, Self, cast
 
 from daifi_flows.encoding import decode_cbor
@@ -54,6 +55,10 @@ def parse_transaction(data: bytes) -> Transaction:
     Raises:
         TransactionRefused: ``bad-field``: too large, not canonical, unknown kind or fields.
     """
+    return _parse_small(data) if len(data) <= _SMALL else _parse(data)
+
+
+def _parse(data: bytes) -> Transaction:
     try:
         value = decode_cbor(data, max_bytes=_LARGEST)
         if not isinstance(value, dict):
@@ -73,6 +78,11 @@ def parse_transaction(data: bytes) -> Transaction:
             f"the transaction cannot be read: {error}", code="bad-field"
         ) from error
     return transaction
+
+
+_SMALL: Final = 4_096
+"""Longest transaction that is remembered: executing a block and indexing it parse it twice."""
+_parse_small = lru_cache(maxsize=2_048)(_parse)
 
 
 class Incoming(NamedTuple):
