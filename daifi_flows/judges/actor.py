@@ -13,6 +13,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
+from daifi_flows._process import collect_rarely
 from daifi_flows.cnft import Attestation, BlockHeader, Committee, ReviewRequest
 from daifi_flows.errors import CommitteeError, DaifiError
 from daifi_flows.judges._blocks import BlockValidator
@@ -83,6 +84,7 @@ class SeatHost:
         self._reviews = ThreadPoolExecutor(1, "review")
         self._rounds = ThreadPoolExecutor(2, "round")
         self._blocks = ThreadPoolExecutor(1, "block")
+        collect_rarely()
 
     async def commit(self, request: ReviewRequest) -> CommitReply:
         """Round one."""

@@ -18,6 +18,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
+from daifi_flows._process import collect_rarely
 from daifi_flows.cnft import (
     Attestation,
     BlockHeader,
@@ -106,6 +107,7 @@ class LedgerActor:
         async with self._opening:
             if not self._open:
                 await self._service.start()
+                collect_rarely()
                 self._open = True
 
     async def close(self) -> None:
