@@ -177,6 +177,13 @@ class Batch:
         sums = words.sum(axis=0, dtype=np.uint64).tolist()
         return sum(word << 32 * (3 - place) for place, word in enumerate(sums))
 
+    @property
+    def models(self) -> tuple[bytes, ...]:
+        """Digests of the models in it, each once, 32 bytes each."""
+        raw, place = self.raw, 32 + 20 + 20
+        starts = range(place, len(raw), LEAF_BYTES)
+        return tuple(dict.fromkeys(raw[at : at + 32] for at in starts))
+
     def leaf(self, index: int) -> bytes:
         """The bytes of one leaf.
 

@@ -30,7 +30,8 @@ from daifi_flows.encoding import cid_of, cid_sha256, keccak256
 from daifi_flows.errors import TransactionRefused
 from daifi_flows.keys import aggregate_bls
 from daifi_flows.ledger import Params, TaskState
-from daifi_flows.ledger._params import RollupParams
+from daifi_flows.ledger._governance import ModelListing, ModelRecord
+from daifi_flows.ledger._params import ParamsRecord, RollupParams
 from daifi_flows.ledger._records import ZERO_ADDRESS
 from daifi_flows.ledger._rollups import ClaimedWord, RollupRecord, rollup_key, word_key
 from daifi_flows.ledger._rules.rollup import RULES
@@ -651,6 +652,31 @@ def test_what_is_no_rejection_of_the_leaf_proves_nothing(code: str, attestation:
     batch = bench.submit(leaves(4))
     fields = {"batch": batch.root, "proof": batch.proof(1), "attestation": attestation}
     assert bench.refused(bench.make(t.ProveRejected, STRANGER, **fields)) == code
+
+
+@pytest.mark.parametrize("whitelist_only", [0, 1])
+def test_a_batch_keeps_to_what_governance_says_of_models(whitelist_only: int) -> None:
+    bench = Rollups()
+    params = bench.state.params()
+    rules = params.governance.model_copy(update={"whitelist_only": whitelist_only})
+    params = params.model_copy(update={"governance": rules})
+
+    def put(listing: ModelListing) -> None:
+        records = ModelRecord(digest=leaf(0).model, listing=listing), ParamsRecord(params=params)
+        bench.state.apply({record.key(): record for record in records})
+
+    put(ModelListing.ALLOW)
+    other = Batch.of([leaf(0), leaf(1), leaf(2, model=META)])
+    if whitelist_only:
+        assert bench.refused(bench.submission(other)) == "model-barred"
+    else:
+        bench.submit(other)
+    batch = bench.submit(Batch.of([leaf(3), leaf(4)]))
+    put(ModelListing.DENY)
+    last = Batch.of([leaf(5, model=META), leaf(6)])
+    assert bench.refused(bench.submission(last)) == "model-barred"
+    bench.after_challenge()
+    bench.run(bench.claim(batch, 0))
 
 
 def test_a_batch_proven_wrong_can_be_put_right_and_submitted_again() -> None:

@@ -34,7 +34,7 @@ from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
 from daifi_flows.ledger._tx import Transaction
 from daifi_flows.ledger._tx.governance import CancelProposal, CastVote, Propose
 
-__all__ = ["RULES", "check_policy", "held_stake_wei", "run_agenda"]
+__all__ = ["RULES", "check_model", "check_policy", "held_stake_wei", "run_agenda"]
 
 _PER_BLOCK: Final = 4
 """Most proposals executed at the beginning of one block; the rest wait for the next."""
@@ -164,18 +164,26 @@ def check_policy(ctx: Context, spec: TaskSpec) -> None:
     Raises:
         TransactionRefused: ``model-barred``, or ``bad-field``.
     """
-    policy, params = ctx.layer.find(ModelRecord, model_key(spec.model.digest)), ctx.params
-    if policy is not None and policy.listing is ModelListing.DENY:
-        refuse("model-barred", f"governance denies model {spec.model.name}; choose another")
-    if policy is None and params.governance.whitelist_only:
-        refuse(
-            "model-barred", f"governance has not allowed model {spec.model.name}; choose another"
-        )
+    params = ctx.params
+    check_model(ctx, spec.model.digest, spec.model.name)
     least_ppm, most = params.committee.min_confidence_ppm, params.committee.max_attempts
     if spec.review.min_confidence_ppm < least_ppm:
         refuse("bad-field", f"a task asks for a confidence of {least_ppm} ppm at least")
     if spec.review.attempts > most:
         refuse("bad-field", f"a task has at most {most} attempts")
+
+
+def check_model(ctx: Context, digest: bytes, name: str) -> None:
+    """Refuse a model that governance does not allow.
+
+    Raises:
+        TransactionRefused: ``model-barred``.
+    """
+    policy = ctx.layer.find(ModelRecord, model_key(digest))
+    if policy is not None and policy.listing is ModelListing.DENY:
+        refuse("model-barred", f"governance denies model {name}; choose another")
+    if policy is None and ctx.params.governance.whitelist_only:
+        refuse("model-barred", f"governance has not allowed model {name}; choose another")
 
 
 def _require_open(ctx: Context, id: bytes) -> ProposalRecord:

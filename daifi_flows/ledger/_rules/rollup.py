@@ -23,6 +23,7 @@ from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
 from daifi_flows.ledger._rules._minting import mint
 from daifi_flows.ledger._rules._quorum import require_quorum
 from daifi_flows.ledger._rules._work import record_work
+from daifi_flows.ledger._rules.governance import check_model
 from daifi_flows.ledger._tx import Transaction
 from daifi_flows.ledger._tx.rollup import (
     ClaimLeaf,
@@ -85,6 +86,8 @@ def submit_batch(ctx: Context, tx: SubmitBatch) -> Facts:
         refuse("bad-field", f"the leaves add up to {batch.total_wei} wei, not {tx.total_wei}")
     if batch.root != tx.root:
         refuse("bad-field", f"the leaves' root is {batch.root.hex()}, not {tx.root.hex()}")
+    for digest in batch.models:
+        check_model(ctx, digest, digest.hex())
     split = split_price(
         tx.total_wei,
         seats=len(seats),
