@@ -301,10 +301,6 @@ class RayLedger(LedgerClient):
         """Certified blocks from a height on: a follower's source."""
         return await self._ray_port.history(from_height)
 
-    async def prove(self, tx_id: bytes) -> HistoryProof:
-        """The receipt of a final transaction, against the newest certified block."""
-        return await self._ray_port.prove(tx_id)
-
     async def prove_entry(self, key: bytes) -> StateEntry:
         """What the state holds under a key, against the newest certified block."""
         return await self._ray_port.prove_entry(key)
