@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from daifi_flows.cnft import Receipt
 from daifi_flows.errors import LedgerError, LedgerUnavailable, TransactionRefused
@@ -35,6 +35,8 @@ from daifi_flows.ledger._tx import Incoming
 __all__ = ["LedgerService", "wall_clock_ms"]
 
 T = TypeVar("T")
+_Place: TypeAlias = tuple[int, int]
+"""Height of a final transaction's block, and its position there."""
 
 _log = logging.getLogger(__name__)
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -103,7 +105,7 @@ class LedgerService(LedgerReads):
         self._snapshot_every = snapshot_every
         self._snapshots = snapshots
         self._probe = probe
-        self._waiters: dict[bytes, asyncio.Future[None]] = {}
+        self._waiters: dict[bytes, asyncio.Future[_Place]] = {}
         self._left_out: dict[bytes, TransactionRefused] = {}
         """Why accepted transactions were refused on top of another builder's block."""
         self._receipts = {}
@@ -274,7 +276,8 @@ class LedgerService(LedgerReads):
             raise self._broken
         if waiter is not None:
             try:
-                await _wait_for(waiter, self._wait_timeout_s)
+                height, position = await _wait_for(waiter, self._wait_timeout_s)
+                return self._receipt(height, position, tx_id)
             except TimeoutError:
                 raise LedgerUnavailable(
                     "no certificate yet for the block with this transaction "
@@ -326,10 +329,10 @@ class LedgerService(LedgerReads):
         self._counts["finalised"] += len(block.receipts)
         self._last_block_ms = self._clock()
         self._block_took_ms = (time.monotonic_ns() - began) // 1_000_000
-        for receipt in block.receipts:
+        for position, receipt in enumerate(block.receipts):
             waiter = self._waiters.pop(receipt.tx, None)
             if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+                waiter.set_result((header.height, position))
         if self._snapshot_every and header.height % self._snapshot_every == 0:
             self._begin_snapshot()
 
@@ -453,7 +456,7 @@ class LedgerService(LedgerReads):
         }
 
 
-async def _wait_for(shared: asyncio.Future[None], timeout_s: float) -> None:
+async def _wait_for(shared: asyncio.Future[T], timeout_s: float) -> T:
     """Wait for a future that others wait for too, and that is to stay when this caller is cancelled
     or has waited long enough (``asyncio.wait_for`` of a ``shield`` takes three times as long).
 
@@ -476,4 +479,4 @@ async def _wait_for(shared: asyncio.Future[None], timeout_s: float) -> None:
         shared.remove_done_callback(wake)
     if not shared.done():
         raise TimeoutError
-    shared.result()
+    return shared.result()

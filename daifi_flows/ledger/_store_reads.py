@@ -246,5 +246,8 @@ class StoreReads:
             self._reader.rollback()
 
     def _one(self, query: str, *values: object) -> Any:
-        with readable(self.path):
+        try:
             return self._reader.execute(query, values).fetchone()
+        except Exception as error:
+            with readable(self.path):
+                raise error  # as the ledger's own; entering first would cost each look-up more
