@@ -20,6 +20,7 @@ from daifi_flows.ledger._recovery import Certified, verified_block
 from daifi_flows.ledger._service import LedgerService
 from daifi_flows.ledger._snapshot import Snapshot, batched, open_snapshot, snapshots_in
 from daifi_flows.ledger._store import Row, Store
+from daifi_flows.ledger._store_acked import acked_path, read_acked
 from daifi_flows.ledger._store_base import StoreBase
 from daifi_flows.ledger._store_changes import Changes, changes_of, marks_of, put_changes
 from daifi_flows.ledger._store_reads import StoreReads
@@ -83,6 +84,7 @@ def audit(path: Path | str, from_height: int = 1) -> AuditReport:
     """
     store = Store(Path(path), None, writable=False)
     try:
+        mark = read_acked(acked_path(store.path))  # before the instant that is looked at
         try:
             machine = Machine(store.genesis)
         except DaifiError as error:
@@ -91,9 +93,12 @@ def audit(path: Path | str, from_height: int = 1) -> AuditReport:
         with tempfile.TemporaryDirectory(prefix="daifi-audit-") as folder, store.pinned():
             scratch = _Scratch(Path(folder) / "replay.db")
             try:
-                return _Replay(store, scratch, machine).run(from_height)
+                report = _Replay(store, scratch, machine).run(from_height)
             finally:
                 scratch.close()
+        if mark is not None and mark.height > report.height:
+            raise _wrong(store, report.height + 1, f"block {mark.height} was acknowledged")
+        return report
     finally:
         store.close()
 

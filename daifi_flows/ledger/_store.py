@@ -18,7 +18,7 @@ from daifi_flows.encoding import canonical, canonical_list
 from daifi_flows.errors import EncodingError, LedgerCorrupted, LedgerError, LedgerUnavailable
 from daifi_flows.ledger._files import whole_path
 from daifi_flows.ledger._params import Genesis
-from daifi_flows.ledger._store_acked import Acked, AckedFile
+from daifi_flows.ledger._store_acked import Acked, AckedFile, acked_path
 from daifi_flows.ledger._store_changes import Changes, put_changes
 from daifi_flows.ledger._store_reads import StoreReads
 from daifi_flows.ledger._store_schema import (
@@ -145,7 +145,7 @@ class Store(StoreReads):
 
     def _check_acked(self, may_lag: bool) -> None:
         """Compare with the high-water mark; one is made where there is none (a restored copy)."""
-        self._acked = AckedFile(self.path.with_name(self.path.name + ".acked"))
+        self._acked = AckedFile(acked_path(self.path))
         mark, head = self._acked.last, self.head()
         height = 0 if head is None else head.height
         if mark is None:

@@ -86,6 +86,8 @@ async def test_a_file_that_lost_acknowledged_blocks_is_refused_and_can_fetch_the
     with pytest.raises(LedgerCorrupted, match="older than what it acknowledged") as lost:
         await opened(older)
     assert lost.value.details["acknowledged"] == 4 and lost.value.details["height"] == 3
+    with pytest.raises(LedgerCorrupted, match="block 4 was acknowledged"):
+        audit(older)
     follower = Follower(older, GENESIS, service, poll_s=0.01)
     await follower.start()
     assert follower.height == 2
