@@ -96,7 +96,7 @@ async def test_a_file_that_lost_acknowledged_blocks_is_refused_and_can_fetch_the
         await opened(older)  # what was only opened is still behind
     follower = Follower(older, GENESIS, service, poll_s=0.01)
     await follower.start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await follower.reach(4)
     await follower.close()
     await service.close()

@@ -39,7 +39,7 @@ async def test_a_follower_is_a_copy_and_serves_the_same_reads(tmp_path: Path) ->
     await copy.start()
     await LedgerClient(service, GENESIS.ledger_id).register(info_of(NODE), NODE)
     await pay(service, 2)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await copy.reach(6)
     assert await copy.head() == await service.head()
     assert await copy.entries() == await service.entries()
@@ -71,7 +71,7 @@ async def test_a_follower_starts_again_where_it_was(tmp_path: Path) -> None:
     for height in (2, 4):
         copy = follower(tmp_path / "b.db", service)
         await copy.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             await copy.reach(height)
         await copy.close()
         await pay(service, 2)
@@ -138,7 +138,7 @@ async def test_a_follower_takes_over_what_seats_signed(tmp_path: Path) -> None:
     copy = follower(tmp_path / "b.db", service)
     await copy.start()
     await pay(service, 3)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await copy.reach(3)
     real, signed = seats.certify, asyncio.Event()
 
@@ -163,7 +163,7 @@ async def test_a_follower_takes_over_what_seats_signed(tmp_path: Path) -> None:
     # The old writer's file follows the new one; its own journaled block was the same.
     old = follower(tmp_path / "a.db", new)
     await old.start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await old.reach(height)
     assert await old.head() == await new.head()
     await old.close()
@@ -177,7 +177,7 @@ async def test_two_writers_never_fork_and_the_older_term_stops(tmp_path: Path) -
     copy = follower(tmp_path / "b.db", old)
     await copy.start()
     await pay(old, 2)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await copy.reach(2)
     new = await copy.take_over(seats, clock=lambda: T0 + 1, builder=BUILDER)
     assert (await new.metrics())["term"] > (await old.metrics())["term"]
@@ -191,7 +191,7 @@ async def test_two_writers_never_fork_and_the_older_term_stops(tmp_path: Path) -
     await old.close(grace_s=0)
     again = follower(tmp_path / "a.db", new)
     await again.start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await again.reach(4)
     assert (await again.account(STRANGER.address)).balance_wei == 4
     await again.close()
@@ -242,7 +242,7 @@ async def test_a_follower_and_a_replica_start_from_a_snapshot(tmp_path: Path) ->
 
     copy = follower(tmp_path / "b.db", service, snapshot=snapshots_in(folder)[1])
     await copy.start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await copy.reach(7)
     assert await copy.entries() == await service.entries()
     assert await copy.nodes() == await service.nodes() and await copy.nodes()
