@@ -122,7 +122,7 @@ async def _grow_batches(world: World) -> _Grown:
                 raws: list[bytes] = []
                 for claim in claims:
                     signed = claim.model_copy(update={"nonce": nonce})
-                    raws.append(signed.signed(world.operator, world.genesis.ledger_id).encode())
+                    raws.append(signed.signed(world.operator, world.ledger_id).encode())
                     nonce += 1
                 await running.settle(raws)
                 unclaimed.clear()

@@ -74,6 +74,7 @@ class World:
             committee=self.committee,
             treasury=Account.from_seed(b"treasury").address,
         )
+        self.ledger_id = self.genesis.ledger_id  # hashed anew each time
 
     def path(self, name: str) -> Path:
         """The ledger file of a service."""
@@ -137,7 +138,7 @@ class World:
                 to=payee,
                 amount_wei=DAI // 1_000,
             )
-            found.append(tx.signed(sender, self.genesis.ledger_id).encode())
+            found.append(tx.signed(sender, self.ledger_id).encode())
         return found
 
     def batch(self, nonce: int, leaves: int) -> tuple[Batch, bytes]:
@@ -152,7 +153,7 @@ class World:
         batch = Batch(rows.tobytes())
         submit_by_ms = self.genesis.timestamp_ms + 24 * 3_600_000
         statement = BatchStatement(
-            ledger_id=self.genesis.ledger_id,
+            ledger_id=self.ledger_id,
             epoch=self.committee.epoch,
             operator=self.operator.address,
             root=batch.root,
@@ -177,7 +178,7 @@ class World:
             attestation=attestation,
             leaves=batch.raw,
         )
-        return batch, tx.signed(self.operator, self.genesis.ledger_id).encode()
+        return batch, tx.signed(self.operator, self.ledger_id).encode()
 
 
 @dataclass

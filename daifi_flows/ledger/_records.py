@@ -156,12 +156,14 @@ class AccountRecord(Record):
 
     @property
     def holdings(self) -> Mapping[str, int]:
-        return {
-            "balances": self.balance_wei,
-            "stakes": self.stake_wei,
-            "unbonding": self.unbonding_wei,
-            "locked": self.locked_wei,
-        }
+        held = {"balances": self.balance_wei}
+        if self.stake_wei:
+            held["stakes"] = self.stake_wei
+        if self.unbonding:
+            held["unbonding"] = self.unbonding_wei
+        if self.locked:
+            held["locked"] = self.locked_wei
+        return held
 
     @property
     def free_stake_wei(self) -> int:
