@@ -291,8 +291,10 @@ class Params(Noun):
     @property
     def vouching_ms(self) -> int:
         """How long after its deadline a task may need the node's stake: the time to settle it,
-        to challenge its output, and to decide every dispute about it."""
-        return self.tasks.settle_grace_ms + self.disputing_ms
+        to challenge its output, and to decide every dispute about it; and as long as evidence
+        about it counts."""
+        challenged_ms = self.tasks.settle_grace_ms + self.disputing_ms
+        return max(challenged_ms, self.disputes.evidence_ms)
 
     @property
     def disputing_ms(self) -> int:

@@ -201,10 +201,11 @@ def test_a_node_that_accuses_itself_gets_no_reporters_share() -> None:
 
 
 def test_stake_stays_in_reach_until_the_last_dispute_is_decided() -> None:
-    with pytest.raises(ValueError, match="stake could leave"):
-        Params(staking=StakingParams(unbonding_ms=60_000 + CHALLENGE + MAX_DISPUTES * ANSWER - 1))
     unbonding = 60_000 + CHALLENGE + MAX_DISPUTES * ANSWER
-    params = Params(fees=FREE, staking=StakingParams(unbonding_ms=unbonding))
+    terms = DisputeParams(evidence_ms=unbonding)
+    with pytest.raises(ValueError, match="stake could leave"):
+        Params(disputes=terms, staking=StakingParams(unbonding_ms=unbonding - 1))
+    params = Params(fees=FREE, disputes=terms, staking=StakingParams(unbonding_ms=unbonding))
     bench = Market(make_genesis(params=params))
     spec = spec_of(deadline_ms=bench.now + 1_000)
     bench.do(t.Open, BUYER, spec=spec)

@@ -228,6 +228,20 @@ def test_unbonding_stake_does_not_escape() -> None:
     assert (account.stake_wei, account.unbonding_wei) == (20 * DAI, 30 * DAI)
 
 
+def test_stake_is_in_reach_as_long_as_evidence_counts() -> None:
+    """Of the longest task, and of a node that begins to leave as soon as it has it."""
+    bench = Market()
+    params = bench.state.params()
+    deadline_ms = bench.now + params.staking.unbonding_ms - params.vouching_ms
+    spec = bench.reach(TaskState.ASSIGNED, make_spec(deadline_ms=deadline_ms))
+    bench.do(t.Unstake, NODE, amount_wei=STAKE - bench.bonded(NODE))
+    bench.now = deadline_ms - 1
+    bench.commit(spec)
+    bench.now = deadline_ms + params.disputes.evidence_ms - 1
+    lost = bench.run(proofs_tx(bench, spec, who=BUYER)).payments
+    assert sum(payment.amount_wei for payment in lost) == STAKE // 2
+
+
 @pytest.mark.parametrize(("late_ms", "stale"), [(DAY, False), (DAY + 1, True)])
 @pytest.mark.parametrize("back_dated", [0, 30 * DAY], ids=["", "one is dated back"])
 def test_evidence_counts_for_a_time(late_ms: int, stale: bool, back_dated: int) -> None:

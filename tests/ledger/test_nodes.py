@@ -25,7 +25,13 @@ from daifi_flows.keys import BlsKey
 from daifi_flows.ledger import Params, TaskState
 from daifi_flows.ledger._economics import Fault
 from daifi_flows.ledger._nodes import BlsKeyRecord, bls_key_key
-from daifi_flows.ledger._params import RewardParams, SlashingParams, StakingParams, TaskParams
+from daifi_flows.ledger._params import (
+    DisputeParams,
+    RewardParams,
+    SlashingParams,
+    StakingParams,
+    TaskParams,
+)
 from daifi_flows.ledger._rules._context import Context
 from daifi_flows.ledger._rules._stakes import lock, seize, slash
 from daifi_flows.ledger._state import Layer
@@ -254,6 +260,12 @@ def test_stake_cannot_leave_before_what_it_vouches_for() -> None:
             staking=StakingParams(unbonding_ms=660_000 - 1),
             rewards=RewardParams(challenge_ms=600_000),
             tasks=TaskParams(settle_grace_ms=60_000),
+            disputes=DisputeParams(evidence_ms=60_000),
+        )
+    with pytest.raises(ValueError, match="stake could leave"):
+        Params(
+            staking=StakingParams(unbonding_ms=DAY),
+            disputes=DisputeParams(evidence_ms=DAY + 1),
         )
 
 
