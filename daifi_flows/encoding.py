@@ -25,6 +25,7 @@ __all__ = [
     "canonical",
     "canonical_json",
     "canonical_list",
+    "checksum_address",
     "cid_of",
     "cid_sha256",
     "decode_canonical",
@@ -56,7 +57,7 @@ def tagged_hash(tag: str, value: Any) -> bytes:
     """``keccak256(tag ‖ dag-cbor(value))``: domain-separated digest of a canonical value.
 
     >>> tagged_hash("daifi/task/1", {"a": 1}).hex()[:8]
-    '3d4bd3c5'
+    'c9951644'
     """
     return keccak256(tag.encode() + canonical(value))
 
@@ -229,6 +230,18 @@ def decode_cbor(data: bytes, *, max_bytes: int = MAX_CBOR_BYTES) -> Any:
         return libipld.decode_dag_cbor(bytes(data))
     except (ValueError, RecursionError, OverflowError, TypeError) as error:
         raise EncodingError(f"not canonical DAG-CBOR: {error}") from error
+
+
+def checksum_address(raw: bytes) -> str:
+    """Text of a 20-byte address with the EIP-55 checksum.
+
+    >>> checksum_address(bytes.fromhex("97bda08bdb4ccd6e3dfb2a6db55f424a6cf4d759"))
+    '0x97BdA08BdB4Ccd6E3DFb2a6db55F424A6cF4d759'
+    """
+    digits = raw.hex()
+    marks = keccak256(digits.encode()).hex()
+    cased = (d.upper() if m > "7" else d for d, m in zip(digits, marks, strict=False))
+    return "0x" + "".join(cased)
 
 
 def canonical_json(value: Any) -> bytes:

@@ -6,13 +6,16 @@ import sys
 
 import pytest
 from Crypto.Hash import keccak as pycryptodome
+from eth_utils.address import to_checksum_address
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daifi_flows._noun import Address, Noun
 from daifi_flows.encoding import (
     canonical,
     canonical_json,
     canonical_list,
+    checksum_address,
     cid_of,
     cid_sha256,
     decode_canonical,
@@ -22,6 +25,10 @@ from daifi_flows.encoding import (
     tagged_hash,
 )
 from daifi_flows.errors import EncodingError
+
+class Named(Noun):
+    address: Address
+
 
 plain = st.recursive(
     st.integers(-(2**63), 2**64 - 1) | st.binary(max_size=40) | st.text(max_size=20),
@@ -176,3 +183,28 @@ def test_wide_objects_are_not_deep_ones() -> None:
     assert decode_canonical(canonical(wide)) == wide
     flat = {"list": [[1]] * 5_000, "text": "[{" * 5_000}
     assert decode_canonical_json(canonical_json(flat)) == flat
+
+
+@given(st.binary(min_size=20, max_size=20))
+def test_an_address_has_the_checksum_that_ethereum_gives_it(raw: bytes) -> None:
+    assert checksum_address(raw) == to_checksum_address(raw)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0x",
+        "0x97BdA08BdB4Ccd6E3DFb2a6db55F424A6cF4d75",
+        "0x97BdA08BdB4Ccd6E3DFb2a6db55F424A6cF4d75900",
+        "0x97bda08bdb4ccd6e3dfb2a6db55f424a6cf4d759",
+        "0X97BdA08BdB4Ccd6E3DFb2a6db55F424A6cF4d759",
+        "97BdA08BdB4Ccd6E3DFb2a6db55F424A6cF4d759",
+        "0x97BdA08BdB4Ccd6E3DFb2a6db55F424A6cF4d 59",
+        "0x97BdA08BdB4Ccd6E3DFb2a6db55F424A6cF4d75G",
+    ],
+)
+def test_an_address_has_one_spelling(text: str) -> None:
+    Named(address="0x97BdA08BdB4Ccd6E3DFb2a6db55F424A6cF4d759")
+    with pytest.raises(EncodingError):
+        Named.from_plain({"address": text})
