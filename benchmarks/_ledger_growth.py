@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 from benchmarks._ledger_world import DAI, SCALE, Running, World, now_ms, resident_mib
 from benchmarks._report import Figure
@@ -56,7 +57,11 @@ class _Grown:
         width = max(1, (len(self.count) - first) // 10)
         early = self.cpu_us[first + 1 : first + 1 + width]
         late = self.cpu_us[-width:]
-        early_us, late_us = sum(early) / len(early), sum(late) / len(late)
+        early_us, late_us = median(early), median(late)
+        memory = {
+            f"MiB at {self.count[at]:,}": self.mib[at]
+            for at in sorted({first, len(self.mib) // 4, len(self.mib) // 2, len(self.mib) - 1})
+        }
         span = f"from {self.count[first]:,} to {last:,} {what}"
         return [
             Figure(
@@ -64,7 +69,7 @@ class _Grown:
                 [self.mib[-1] / self.mib[first]],
                 "x",
                 "<= 1.2",
-                {"MiB at first": self.mib[first], "MiB at last": self.mib[-1]},
+                memory,
             ),
             Figure(
                 f"cost of a settlement, {span}",

@@ -12,9 +12,14 @@ from pathlib import Path
 
 from coincurve import PrivateKey, PublicKey
 
-from benchmarks._ledger_world import SCALE, Running, World
+from benchmarks._ledger_world import SCALE, Running, World, times_us
 from benchmarks._report import Figure
+from daifi_flows import keys
+from daifi_flows.cnft import Receipt
+from daifi_flows.encoding import keccak256
+from daifi_flows.history import HistoryProof, check_certificate
 from daifi_flows.ledger._audit import audit
+from daifi_flows.merkle import MountainRange, leaf_hash, mountain_proof, verify_merkle
 
 __all__ = ["figures"]
 
@@ -24,14 +29,16 @@ _TRANSFERS = max(1_000, round(6_000 * SCALE))
 _WARM_UP = 1_000
 _LATENCY_S = 15 * SCALE
 _RAW = 4_000
+_RECEIPTS = max(1_000, round(1_000_000 * SCALE))
+"""In the history that a receipt is shown against."""
 
 
 def figures() -> list[Figure]:
     """Throughput, latency, audit."""
     with tempfile.TemporaryDirectory(prefix="daifi-bench-") as folder:
         world = World(Path(folder))
-        settled = asyncio.run(_measure(world))
-        return [*settled, _audit(world)]
+        settled, receipt = asyncio.run(_measure(world))
+        return [*settled, *_proof(world, receipt), _audit(world)]
 
 
 def _raw_rate() -> float:
@@ -46,7 +53,7 @@ def _raw_rate() -> float:
     return _RAW / (time.perf_counter() - began)
 
 
-async def _measure(world: World) -> list[Figure]:
+async def _measure(world: World) -> tuple[list[Figure], Receipt]:
     raws = iter(world.transfers(_WARM_UP + _RUNS * _TRANSFERS))
 
     def take(count: int) -> list[bytes]:
@@ -58,7 +65,7 @@ async def _measure(world: World) -> list[Figure]:
     service_us: list[float] = []
     seats_us: list[float] = []
     async with world.service("signed") as running:
-        await running.settle(take(_WARM_UP))
+        receipt = (await running.settle(take(_WARM_UP)))[-1]
         for _ in range(_RUNS):
             mine, before = take(_TRANSFERS), _raw_rate()
             cpu = running.cpu_s()
@@ -93,11 +100,12 @@ async def _measure(world: World) -> list[Figure]:
         "arrivals, /s": load,
         "one alone on an idle ledger, ms": statistics.median(alone),
     }
-    return [
+    found = [
         throughput,
         Figure("submit to final at half of that load, p50", [p50], "ms", "<= 100", baseline),
         Figure("submit to final at half of that load, p99", [p99], "ms", "<= 400", baseline),
     ]
+    return found, receipt
 
 
 async def _latency(running: Running, raws: list[bytes], rate: float) -> list[float]:
@@ -120,6 +128,39 @@ async def _latency(running: Running, raws: list[bytes], rate: float) -> list[flo
             await asyncio.sleep(0)  # behind: the service has its turn all the same
         tasks.append(asyncio.create_task(one(raw, due)))
     return list(await asyncio.gather(*tasks))
+
+
+def _proof(world: World, receipt: Receipt) -> list[Figure]:
+    leaf = receipt.leaf.canonical()
+    hashes = [keccak256(number.to_bytes(8, "big")) for number in range(_RECEIPTS)]
+    index = _RECEIPTS // 3
+    hashes[index] = leaf_hash(leaf)
+    grown, nodes = MountainRange().append(hashes)
+    path = mountain_proof(nodes.__getitem__, index, grown.size)
+    assert verify_merkle(grown.root, leaf, index, grown.size, path)
+    header, certificate = receipt.header, receipt.certificate
+    shown = HistoryProof(
+        leaf=receipt.leaf, index=index, path=path, header=header, certificate=certificate
+    )
+    whole = len(shown.canonical())
+    keys._all_signed.cache_clear()  # pyright: ignore
+    check_us = times_us(lambda: check_certificate(header, certificate, world.committee), 1)[0]
+    return [
+        Figure(
+            f"proof of a transfer's receipt among {_RECEIPTS:,}, any later header known",
+            [whole - len(header.canonical()) - len(certificate.canonical())],
+            "B",
+            "<= 1000",
+            {"with that header and its certificate, B": whole, "of it the receipt, B": len(leaf)},
+        ),
+        Figure(
+            "it is verified in, that header known",
+            times_us(lambda: verify_merkle(grown.root, leaf, index, grown.size, path)),
+            "us",
+            "<= 100",
+            {"once for a header: its certificate, us": check_us},
+        ),
+    ]
 
 
 def _audit(world: World) -> Figure:

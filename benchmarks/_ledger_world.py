@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from daifi_flows.ledger._tx.money import Transfer
 from daifi_flows.ledger._tx.rollup import SubmitBatch
 from daifi_flows.rollup import LEAF_BYTES, Batch, BatchAttestation, BatchStatement
 
-__all__ = ["DAI", "SCALE", "Running", "World", "now_ms", "resident_mib"]
+__all__ = ["DAI", "SCALE", "Running", "World", "now_ms", "resident_mib", "times_us"]
 
 DAI = 10**18
 SCALE = float(os.environ.get("DAIFI_BENCH_SCALE", "1"))
@@ -41,6 +42,17 @@ def resident_mib(pid: int | None = None) -> float:
     """Memory that a process (this one) holds now, in MiB."""
     text = Path(f"/proc/{pid or os.getpid()}/statm").read_text()
     return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def times_us(work: Callable[[], Any], repeats: int = 100) -> list[float]:
+    """Microseconds of one call, the mean of ``repeats``, seven times."""
+    found: list[float] = []
+    for _ in range(7):
+        began = time.perf_counter()
+        for _ in range(repeats):
+            work()
+        found.append((time.perf_counter() - began) / repeats * 1e6)
+    return found
 
 
 @dataclass
