@@ -121,7 +121,7 @@ async def _grow_batches(world: World) -> _Grown:
             nonce += 1
             cpu_s = await _settle_cpu(running, [raw])
             unclaimed.append(_claims(world, batch))
-            if number % _CLAIM_EVERY == 0:
+            if number == 1 or number % _CLAIM_EVERY == 0:
                 skipped_ms += _CHALLENGE_MS
                 claims = [claim for some in unclaimed for claim in some]
                 raws: list[bytes] = []

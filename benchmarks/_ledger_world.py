@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks._ledger_seats import SeatHostProcess
 from daifi_flows._process import collect_rarely
 from daifi_flows.cnft import Committee, Receipt
+from daifi_flows.encoding import keccak256
 from daifi_flows.judges import make_committee
 from daifi_flows.judges._seat import SeatKeys
 from daifi_flows.keys import Account, aggregate_bls
@@ -29,6 +30,8 @@ __all__ = ["DAI", "SCALE", "Running", "World", "now_ms", "resident_mib", "times_
 DAI = 10**18
 SCALE = float(os.environ.get("DAIFI_BENCH_SCALE", "1"))
 """Share of the full amounts of work."""
+_NODES = 100
+_MODELS = 8
 _AT_ONCE = 64
 """Transactions enqueued between two turns of the event loop, as a socket would bring them."""
 
@@ -42,6 +45,12 @@ def resident_mib(pid: int | None = None) -> float:
     """Memory that a process (this one) holds now, in MiB."""
     text = Path(f"/proc/{pid or os.getpid()}/statm").read_text()
     return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _digests(name: bytes, count: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+    """Bytes that stand for addresses and models, ``[count, 32]``."""
+    raw = b"".join(keccak256(name + b"%d" % number) for number in range(count))
+    return np.frombuffer(raw, dtype=np.uint8).reshape(count, 32)
 
 
 def times_us(work: Callable[[], Any], repeats: int = 100) -> list[float]:
@@ -154,14 +163,17 @@ class World:
         return found
 
     def batch(self, nonce: int, leaves: int) -> tuple[Batch, bytes]:
-        """Random leaves for the operator, and the signed transaction that settles them.
+        """Leaves of :data:`_NODES` nodes and :data:`_MODELS` models, each with its own task, owner,
+        output and amount, and the operator's transaction that settles them.
 
         The committee's review is not the ledger's work: its signature is made here.
         """
         rows = np.frombuffer(os.urandom(leaves * LEAF_BYTES), dtype=np.uint8).copy()
         rows = rows.reshape(leaves, LEAF_BYTES)
-        rows[:, 136:144] = 0  # amounts below 2^56 wei
-        rows[:, 144] = 0
+        places = np.arange(leaves)
+        rows[:, 32:52] = _digests(b"node", _NODES)[places % _NODES, :20]
+        rows[:, 72:104] = _digests(b"model", _MODELS)[places % _MODELS]
+        rows[:, 136:145] = 0  # amounts below 2^56 wei
         batch = Batch(rows.tobytes())
         submit_by_ms = self.genesis.timestamp_ms + 24 * 3_600_000
         statement = BatchStatement(
