@@ -273,6 +273,7 @@ def audit(
 ) -> None:
     """Replay ledgers: every signature, root, certificate, receipt and balance."""
     _quiet(debug)
+    from daifi_flows._process import collect_rarely
     from daifi_flows.ledger import audit as audit_ledger
     from daifi_flows.settings import Settings
 
@@ -281,6 +282,7 @@ def audit(
     if not paths:
         raise ConfigError(f"there is no ledger under {base}: run `daifi demo`, or name a file")
     reports: list[dict[str, Any]] = []
+    collect_rarely()
     for path in paths:
         if not path.is_file():
             raise ConfigError(f"ledger file {path} is not there")

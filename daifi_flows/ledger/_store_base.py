@@ -19,8 +19,8 @@ from daifi_flows.ledger._trie import OrderedEntries, Trie, leaf_hash
 
 __all__ = ["StoreBase"]
 
-_CACHED_RECORDS: Final = 20_000
-"""About 40 MB of decoded records."""
+_CACHED_RECORDS: Final = 10_000
+"""About 20 MB of decoded records."""
 
 
 class StoreBase(Base):
