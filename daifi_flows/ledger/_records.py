@@ -88,7 +88,8 @@ class TaskRecord(Record):
     Attributes:
         bid_ms: how long nodes may bid in each attempt; 0: no auction.
         reveal_ms: how long they may reveal after that.
-        eta_ms: time to answer that the node promised in its bid; 0: it was assigned directly.
+        eta_ms: time to answer that the node promised in its bid, as far as it counts; 0: it was
+            assigned directly.
         bond_wei: part of the node's stake that vouches for this assignment.
         challenge_until_ms: from then on the output cannot be disputed any more.
         disputes: how many disputes there were about the output.

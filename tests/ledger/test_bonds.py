@@ -7,7 +7,7 @@ import pytest
 from ledger_bench import META
 from ledger_kit import BUYER, DAI, FREE, NODE, OTHER, STRANGER, attest, make_genesis
 from ledger_kit import make_spec as spec_of
-from market_bench import BID_MS, STAKE, Market
+from market_bench import BID_MS, REVEAL_MS, STAKE, Market
 
 from daifi_flows.cnft import PPM, Decision
 from daifi_flows.ledger import Params, TaskState
@@ -180,6 +180,37 @@ def test_a_buyer_who_assigns_too_late_has_only_itself_to_blame(left_ms, eta_ms, 
     bench.now = spec.deadline_ms
     bench.do(t.Expire, BUYER, task_id=spec.task_id)
     assert bench.stake_of(NODE) == STAKE - (BOND // 2 if loses else 0)
+
+
+@pytest.mark.parametrize(
+    ("wait_ms", "loses"),
+    [(REVEAL_MS, True), (REVEAL_MS + NOTICE, True), (1 + REVEAL_MS + NOTICE, False)],
+)
+def test_the_longest_promise_can_be_broken(wait_ms: int, loses: bool) -> None:
+    """It counts as if the buyer had assigned the task ``NOTICE`` after the auction."""
+    bench = Market()
+    spec = bench.open()
+    longest = spec.deadline_ms - bench.now - BID_MS - REVEAL_MS
+    bench.bid(spec, NODE, 2 * DAI, longest)
+    bench.now += BID_MS
+    bench.reveal(spec, NODE, 2 * DAI, longest)
+    bench.now += wait_ms
+    bench.assign(spec, NODE, 2 * DAI)
+    bench.now = spec.deadline_ms
+    bench.do(t.Expire, BUYER, task_id=spec.task_id)
+    assert bench.stake_of(NODE) == STAKE - (BOND // 2 if loses else 0)
+
+
+def test_no_bid_promises_an_answer_after_the_deadline() -> None:
+    bench = Market()
+    spec = bench.open()
+    longest = spec.deadline_ms - bench.now - BID_MS - REVEAL_MS
+    promises = ((NODE, longest + 1), (OTHER, 2**62))
+    for node, eta in promises:
+        bench.bid(spec, node, DAI, eta)
+    bench.now += BID_MS
+    for node, eta in promises:
+        assert bench.refused(bench.reveal_tx(spec, node, DAI, eta)) == "bad-field"
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,9 @@ def award(
     """Check a choice against the auction and end it; the time that the node promised, and what
     became of deposits. The time is 0 where nobody bid: then the choice is the buyer's.
 
-    Bids of nodes that cannot be given the task any more do not bind the buyer.
+    Bids of nodes that cannot be given the task any more do not bind the buyer. Of a promised time
+    counts what is left of the task when the auction's time is over, less ``tasks.notice_ms`` in
+    which the buyer assigns it: else a long promise could never be broken.
     """
     auction = find_auction(ctx, task)
     if auction is None:
@@ -96,7 +98,8 @@ def award(
         return 0, end_auction(ctx, task)
     if price_wei != bid.price_wei:
         refuse("bad-field", f"node {node} bid {bid.price_wei} wei, not {price_wei}")
-    return bid.eta_ms, end_auction(ctx, task)
+    left_ms = task.spec.deadline_ms - auction.reveals_until_ms - ctx.params.tasks.notice_ms
+    return max(min(bid.eta_ms, left_ms), 1), end_auction(ctx, task)
 
 
 def end_auction(ctx: Context, task: TaskRecord) -> tuple[Payment, ...]:

@@ -60,6 +60,13 @@ def reveal_bid(ctx: Context, tx: RevealBid) -> Facts:
             f"{tx.price_wei} wei are over the task's maximum of {task.escrow_wei}: the bid could "
             "not be taken",
         )
+    most_ms = task.spec.deadline_ms - auction.reveals_until_ms
+    if tx.eta_ms > most_ms:
+        refuse(
+            "bad-field",
+            f"{tx.eta_ms} ms from the auction's end are after the task's deadline; a bid promises "
+            f"an answer in {most_ms} ms at most",
+        )
     commitment = bid_commitment(
         ctx.ledger_id,
         task.task_id,
