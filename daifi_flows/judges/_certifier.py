@@ -6,7 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeAlias, TypeVar
 
-from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate, skip_message
+from daifi_flows.cnft import (
+    BlockHeader,
+    Committee,
+    QuorumCertificate,
+    beacon_message,
+    skip_message,
+)
 from daifi_flows.errors import CommitteeError, KeyMaterialError, LedgerError
 from daifi_flows.judges._messages import CertifyReply, HostLost, ProposeReply, SeatTransport
 from daifi_flows.judges._rounds import ask_all
@@ -64,9 +70,10 @@ class BlockCertifier:
         shares: dict[int, bytes] = {}
 
         def absorb(number: int, reply: CertifyReply) -> None:
-            for index in self._take(reply, message, partials):
-                self._where[index] = self.hosts[number]
-            shares.update(self._fresh(reply.shares, shares))
+            good = self._take(reply, message, partials)
+            self._where.update(dict.fromkeys(good, self.hosts[number]))
+            fresh = self._fresh(reply.shares, shares)  # of its own seats only
+            shares.update({index: fresh[index] for index in good if index in fresh})
 
         await self._ask_all(lambda host: host.certify(head, block), absorb, partials, history)
         return [(index, each, shares.get(index, b"")) for index, each in sorted(partials.items())]
@@ -74,19 +81,23 @@ class BlockCertifier:
     async def resume(
         self, header: BlockHeader, term: int, history: History
     ) -> tuple[Sequence[tuple[int, bytes]], Sequence[int], Sequence[bytes]]:
-        """What seats say to whoever begins to propose on top of a final block; nothing is checked.
+        """What seats say to whoever begins to propose on top of a final block.
 
         Returns:
-            Each seat's share of the next beacon; the highest round that hosts' seats passed over,
-            for each host that has one; blocks on top of it that were signed.
+            Each seat's share of the next beacon, checked; the highest round that hosts' seats
+            passed over, for each host that has one; blocks on top of it that were signed.
         """
-        head = header.canonical()
+        message, head = beacon_message(header.digest), header.canonical()
         shares: dict[int, bytes] = {}
         passed: list[int] = []
         blocks: list[bytes] = []
 
         def absorb(_: int, reply: CertifyReply) -> None:
-            shares.update(self._fresh(reply.shares, shares))
+            # One host must not fill the places of others' seats.
+            for index, share in self._fresh(reply.shares, shares).items():
+                public = self.committee.seats[index].share
+                if public is not None and verify_bls(public, message, share):
+                    shares[index] = share
             if reply.passed is not None:
                 passed.append(reply.passed)
             if reply.block and reply.block not in blocks:

@@ -100,9 +100,19 @@ class Resumed(NamedTuple):
 
 
 async def collect_resumed(
-    certifier: Certifier, committee: Committee, header: BlockHeader, term: int, history: History
+    certifier: Certifier,
+    committee: Committee,
+    header: BlockHeader,
+    term: int,
+    history: History,
+    *,
+    latest: int | None = None,
 ) -> Resumed:
     """Ask the seats how far they are with the block after a final one.
+
+    Args:
+        latest: the last round that can be over; whoever names a later one is not believed, since
+            there is only so many rounds, and one seat's word must not use them up.
 
     Raises:
         LedgerUnavailable: fewer than a quorum of valid shares of the beacon came back.
@@ -116,7 +126,8 @@ async def collect_resumed(
             quorum=committee.quorum,
             height=header.height,
         )
-    return Resumed(signature, max(passed, default=None), blocks)
+    known = [each for each in passed if latest is None or each <= latest]
+    return Resumed(signature, max(known, default=None), blocks)
 
 
 async def collect_skip(

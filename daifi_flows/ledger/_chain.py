@@ -11,9 +11,15 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from daifi_flows.cnft import BlockHeader, QuorumCertificate, TxReceipt
-from daifi_flows.errors import LedgerCorrupted, LedgerUnavailable, TransactionRefused
+from daifi_flows.errors import (
+    LedgerCorrupted,
+    LedgerError,
+    LedgerUnavailable,
+    TransactionRefused,
+)
 from daifi_flows.ledger._auction import Slot
 from daifi_flows.ledger._blocks import (
+    MAX_BLOCK_BYTES,
     MAX_BLOCK_TXS,
     MAX_BODY_BYTES,
     Block,
@@ -260,20 +266,26 @@ class Chain:
             Transactions that are refused on top of it.
 
         Raises:
-            LedgerError: it does not follow from the head; nothing changed.
+            LedgerError: it does not follow from the head, or no seat would read it; nothing
+                changed.
         """
+        proposal = self._in_term(foreign)
+        if len(proposal) > MAX_BLOCK_BYTES:
+            raise LedgerError(f"the block has {len(proposal)} bytes; {MAX_BLOCK_BYTES} are allowed")
         candidate = reexecute(self.machine, self.head, self.trie, self.history, self.base, foreign)
         candidate.paid.merge_down()
         header = foreign.header
         block = Pending(candidate.layer, BlockEnv(header.timestamp_ms, header.height))
-        block.candidate, block.proposal = candidate, self._in_term(foreign)
+        block.candidate, block.proposal = candidate, proposal
         self.pending.appendleft(block)
         for each, receipt in zip(foreign.transactions, candidate.receipts, strict=True):
             self._record(block, self._read(each), receipt)
         return self._repeat_after(1, now_ms)
 
     def _in_term(self, block: Block) -> bytes:
-        return block.model_copy(update={"term": self.term}).canonical()
+        """With this writer's own word for what the hash does not bind."""
+        own = {"term": self.term, "justify": self.certificate}
+        return block.model_copy(update=own).canonical()
 
     def _repeat_after(self, kept: int, now_ms: int) -> list[Dropped]:
         """Execute again what is pending after the first blocks."""

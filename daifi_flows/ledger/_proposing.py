@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
-from daifi_flows.cnft import QuorumCertificate
-from daifi_flows.errors import DaifiError, EncodingError, LedgerError, LedgerUnavailable
+from daifi_flows.cnft import BlockHeader, QuorumCertificate
+from daifi_flows.errors import EncodingError, LedgerError, LedgerUnavailable
 from daifi_flows.keys import Account
 from daifi_flows.ledger._auction import Auction, Bid, Fault, Proposal, Slot
 from daifi_flows.ledger._blocks import MAX_BLOCK_BYTES, Block
 from daifi_flows.ledger._certifier import Certifier, History, collect_resumed, collect_skip
 from daifi_flows.ledger._chain import Chain, Dropped
+from daifi_flows.ledger._replica import MAX_CLOCK_DRIFT_MS
 from daifi_flows.ledger._seal import MAX_BIDS, MAX_ROUND, Offer, Seal
 
 __all__ = ["BuilderPort", "Proposing"]
@@ -27,6 +28,11 @@ BUILDER_TIMEOUT_S: Final = 0.1
 """How long other builders have to bid, and then the winner to show its body."""
 _FAULTS: Final = 1_000
 """Most faults kept."""
+_DRIFT_MS: Final = 2 * MAX_CLOCK_DRIFT_MS
+"""How far ahead of the clock here a stranger's block may be dated: seats' clocks may be ahead too,
+but a block that they will not sign for years must not be begun."""
+_ROUND_MS: Final = 1_000
+"""Seats pass over no round sooner than this after the one before."""
 
 
 class BuilderPort(Protocol):
@@ -98,6 +104,7 @@ class Proposing:
                 chain.head,
                 chain.term,
                 self._history,
+                latest=self._latest_round(chain),
             )
             start = self._start = _Start(chain.head.digest, resumed.beacon, resumed.passed)
             if (dropped := self._take_over(chain, resumed.blocks)) is not None:
@@ -115,6 +122,11 @@ class Proposing:
                 return dropped
             start = self._start = replace(start, passed=auction.slot.round, auction=auction)
 
+    def _latest_round(self, chain: Chain) -> int:
+        """The last round after the head that can be over by now, at one a second."""
+        since_ms = max(self._clock() - chain.head.timestamp_ms, 0) + _DRIFT_MS
+        return min(since_ms // _ROUND_MS, MAX_ROUND // 2)
+
     def _take_over(self, chain: Chain, blocks: Sequence[bytes]) -> list[Dropped] | None:
         """Go on with a block that seats signed for an earlier proposer; the latest round's."""
         found: list[Block] = []
@@ -124,10 +136,18 @@ class Proposing:
                 found.append(block)
         for block in sorted(found, key=lambda block: -block.header.round):
             try:
-                return chain.supplant(block, self._clock())
-            except DaifiError as error:
+                return self._supplant(chain, block)
+            except Exception as error:  # one host may have made it up
                 _log.warning("a block that seats showed cannot be continued: %s", error)
         return None
+
+    def _supplant(self, chain: Chain, block: Block) -> list[Dropped]:
+        if self._is_ahead(block.header):
+            raise LedgerError(f"block {block.header.height} is dated in the future")
+        return chain.supplant(block, self._clock())
+
+    def _is_ahead(self, header: BlockHeader) -> bool:
+        return header.timestamp_ms > self._clock() + _DRIFT_MS
 
     async def _round(
         self, chain: Chain, auction: Auction, beacon: bytes, skip: QuorumCertificate | None
@@ -150,18 +170,17 @@ class Proposing:
                 block_hash, signature = await self._certifier.propose(
                     slot.seat, offer.canonical(), self._history
                 )
-        except (TimeoutError, DaifiError) as error:
+            for bid in bids:
+                if bid.header.digest == block_hash:
+                    proposal = Proposal(header=bid.header, signature=signature)
+                    return auction.add_proposal(proposal)
+        except Exception as error:  # whatever a seat answers: others are drawn after it
             _log.warning(
                 "seat %d does not propose block %d: %s",
                 slot.seat,
                 slot.parent.height + 1,
                 str(error) or "no answer",
             )
-            return auction
-        for bid in bids:
-            if bid.header.digest == block_hash:
-                proposal = Proposal(header=bid.header, signature=signature)
-                return auction.add_proposal(proposal)
         return auction
 
     def _own_bid(self, chain: Chain, slot: Slot) -> Bid:
@@ -178,7 +197,10 @@ class Proposing:
         async def ask(builder: BuilderPort) -> Bid | None:
             try:
                 async with asyncio.timeout(BUILDER_TIMEOUT_S):
-                    return await builder.bid(slot)
+                    bid: object = await builder.bid(slot)
+                if bid is None or (isinstance(bid, Bid) and not self._is_ahead(bid.header)):
+                    return bid
+                raise LedgerError("what it sent is no bid for a block of now")
             except Exception as error:  # whatever a stranger's builder raises
                 _log.warning("a builder does not bid: %s", error)
                 return None
@@ -208,12 +230,12 @@ class Proposing:
         auction = await self._show(auction, header.digest)
         if auction.body is None:
             return auction, None
-        block = Block(
-            header=header, transactions=auction.body, seal=seal, justify=chain.certificate
-        )
         try:
-            return auction, chain.supplant(block, self._clock())
-        except DaifiError as error:
+            block = Block(
+                header=header, transactions=auction.body, seal=seal, justify=chain.certificate
+            )
+            return auction, self._supplant(chain, block)
+        except Exception as error:  # a body that is none, too
             _log.warning("builder %s won and breaks a rule: %s", header.builder, error)
             return auction.break_rule(str(error)), None
 

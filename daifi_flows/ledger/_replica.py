@@ -67,6 +67,7 @@ class Replica:
         self._term = 0
         self._signed: Candidate | None = None
         self._signed_bytes = b""
+        self._answered = b""
         if snapshots is not None and (found := load_newest(snapshots, genesis)) is not None:
             snapshot, entries = found
             self._base = MemoryBase({k: decode_entry(k, v) for k, v in entries.items()})
@@ -88,11 +89,11 @@ class Replica:
             LedgerError: the block breaks a rule, or another block was signed at its height in
                 this round or a later one.
         """
-        if self._signed is not None and block == self._signed_bytes:
+        if self._signed is not None and block == self._answered:
             return self._signed.header.digest
         parsed = _parse(block)
         header = parsed.header
-        self._refuse_old(parsed.term)
+        self._refuse_term(parsed.term)
         if header.height <= self.height:
             if header.height >= 1 and self._recent.get(header.height) == header.digest:
                 return header.digest
@@ -100,14 +101,16 @@ class Replica:
         self._reach(header.height, parsed.justify)
         if self._signed is not None:
             if self._signed.header.digest == header.digest:
-                self._term, self._signed_bytes = parsed.term, block
+                # The bytes that were executed are kept to be shown: these were not.
+                self._term, self._answered = parsed.term, block
                 return header.digest
             # A later round shows that a quorum passed over the earlier: what was signed is dead.
             if self._signed.header.round >= header.round:
                 raise LedgerError(f"another block {header.height} was signed already; refused")
         self._check_date(header)
         self._signed = self._execute(parsed)
-        self._term, self._signed_bytes = parsed.term, block  # only a right block brings a new term
+        self._signed_bytes = self._answered = block
+        self._term = parsed.term  # only a right block brings a new term
         return header.digest
 
     def choose(self, offer: bytes, account: str) -> BlockHeader:
@@ -156,10 +159,7 @@ class Replica:
             LedgerError: it is older, or conflicts with the final one; or the writer's term is over
                 (``details["fenced_by"]``), or in the future.
         """
-        self._refuse_old(term)
-        # Terms are times: without this bound one message could fence every writer for ever.
-        if self._clock is not None and term > self._clock() + MAX_CLOCK_DRIFT_MS:
-            raise LedgerError(f"the writer's term {term} is in the future; check its clock")
+        self._refuse_term(term)
         self._term = term
         newest = self._signed.header if self._signed is not None else self._head
         if header.digest in (newest.digest, self._head.digest):
@@ -169,7 +169,8 @@ class Replica:
         raise OutOfSync(f"block {header.height} is not known here", from_height=self.height + 1)
 
     def signed_after(self, header: BlockHeader) -> bytes:
-        """The block on top of this one that :meth:`check` last gave out, not final; or nothing."""
+        """The block on top of this one that :meth:`check` last gave out, with the body that it
+        executed, not final; or nothing."""
         signed = self._signed
         if signed is None or signed.header.parent != header.digest:
             return b""
@@ -198,6 +199,12 @@ class Replica:
     def _execute(self, block: Block) -> Candidate:
         return reexecute(self._machine, self._head, self._trie, self._history, self._base, block)
 
+    def _refuse_term(self, term: int) -> None:
+        self._refuse_old(term)
+        # Terms are times: without this bound one message could fence every writer for ever.
+        if self._clock is not None and term > self._clock() + MAX_CLOCK_DRIFT_MS:
+            raise LedgerError(f"the writer's term {term} is in the future; check its clock")
+
     def _refuse_old(self, term: int) -> None:
         if term < self._term:
             raise LedgerError(
@@ -223,7 +230,7 @@ class Replica:
         candidate.apply()
         self._head, self._trie = candidate.header, candidate.trie.merge()
         self._history = candidate.history
-        self._signed, self._signed_bytes = None, b""
+        self._signed, self._signed_bytes, self._answered = None, b"", b""
         self._recent[self._head.height] = self._head.digest
         self._recent.pop(self._head.height - _RECENT_BLOCKS, None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,27 @@ async def test_what_was_signed_is_shown_to_the_next_leader(hosts: list[Local], s
     everyone = BlockCertifier(hosts, seats.committee, timeout_s=5)  # pyright: ignore
     _, _, blocks = await everyone.resume(header(4), 5, history)
     assert blocks == [header().canonical()]
+
+
+async def test_a_host_speaks_for_its_own_seats_only(hosts: list[Local], seats: Any) -> None:
+    """Whoever answers first must not fill the places of others' shares of the beacon."""
+
+    class Greedy(Local):
+        def __getattr__(self, name: str) -> Any:
+            async def call(*arguments: Any) -> Any:
+                reply = getattr(self.office, name)(*arguments)
+                return replace(reply, shares=tuple((i, bytes(96)) for i in range(21)))
+
+            return call
+
+    everyone = [Greedy(hosts[0].office), *hosts[1:]]
+    certifier = BlockCertifier(everyone, seats.committee, timeout_s=5)  # pyright: ignore
+    shares, _, _ = await certifier.resume(header(4), 5, history)
+    assert [index for index, _ in shares] == list(range(7, 20))
+    signed = await certifier.certify(header(), header().canonical(), history)
+    assert [index for index, _, share in signed if share not in (b"", bytes(96))] == list(
+        range(7, 20)
+    )
 
 
 async def test_a_writer_that_was_replaced_is_told(hosts: list[Local], seats: Any) -> None:

@@ -34,11 +34,13 @@ from daifi_flows.errors import LedgerError, LedgerUnavailable, OutOfSync, Transa
 from daifi_flows.keys import Account, aggregate_bls
 from daifi_flows.ledger import LedgerClient, LedgerService, Replica, audit
 from daifi_flows.ledger._auction import Bid, FaultKind
-from daifi_flows.ledger._blocks import Block, CertifiedBlock
+from daifi_flows.ledger._blocks import MAX_BLOCK_TXS, Block, CertifiedBlock
 from daifi_flows.ledger._builder import Builder
 from daifi_flows.ledger._certifier import collect_resumed
+from daifi_flows.ledger._chain import Chain
 from daifi_flows.ledger._proposer import beacon_of
-from daifi_flows.ledger._seal import Offer, open_slot
+from daifi_flows.ledger._seal import Offer, Seal, open_slot
+from daifi_flows.merkle import merkle_root
 from daifi_flows.threshold import combine_shares
 
 RIVAL = Account.from_seed(b"rival builder")
@@ -172,9 +174,132 @@ def test_a_term_from_the_future_fences_nobody() -> None:
     with pytest.raises(LedgerError, match="in the future"):
         replica.confirm(replica._head, clock() + 10**6)
     replica.confirm(replica._head, clock())
+    block = first_block(replica)
+    with pytest.raises(LedgerError, match="in the future"):
+        replica.check(block.model_copy(update={"term": clock() + 10**6}).canonical())
+
+
+@pytest.mark.parametrize("claim", [2**20 - 2, 2**20, 2**40])
+async def test_one_seats_word_does_not_use_up_the_rounds(tmp_path: Path, claim: int) -> None:
+    class Lying(SeatsHere):
+        async def resume(self, *args: Any) -> Any:
+            shares, passed, blocks = await super().resume(*args)
+            return shares, [*passed, claim], blocks
+
+    async with running(tmp_path / "a.db", Lying(GENESIS)) as (ledger, _):
+        assert (await ledger.transfer(STRANGER.address, 1, BUYER)).header.round == 0
+
+
+@pytest.mark.parametrize("answer", [(0, b""), (0, bytes(65)), None, ()])
+async def test_a_drawn_seat_that_answers_nonsense_is_passed_over(
+    tmp_path: Path, answer: Any
+) -> None:
+    class Lying(SeatsHere):
+        first = -1
+
+        async def propose(self, seat: int, offer: bytes, history: Any) -> Any:
+            if self.first in (-1, seat):
+                self.first = seat
+                digest = Offer.from_canonical(offer).bids[0].header.digest
+                return (digest, answer[1]) if answer else answer
+            return await super().propose(seat, offer, history)
+
+    async with running(tmp_path / "a.db", Lying(GENESIS)) as (ledger, _):
+        assert (await ledger.transfer(STRANGER.address, 1, BUYER)).header.round == 1
+
+
+async def test_a_block_that_a_host_shows_carries_the_leaders_own_word_for_its_parent(
+    tmp_path: Path,
+) -> None:
+    """A block's hash does not bind the parent's certificate that comes with it."""
+
+    class Partial(SeatsHere):
+        async def certify(self, header: Any, *args: Any) -> Any:
+            found = await super().certify(header, *args)
+            return found[:9] if header.height == 2 else found
+
+    class Lying(SeatsHere):
+        async def resume(self, *args: Any) -> Any:
+            shares, passed, blocks = await super().resume(*args)
+            bare = [
+                Block.from_canonical(raw).model_copy(update={"justify": None}) for raw in blocks
+            ]
+            return shares, passed, [block.canonical() for block in bare]
+
+    path, seats = tmp_path / "a.db", Partial(GENESIS)
+    async with running(path, seats) as (ledger, service):
+        await ledger.transfer(STRANGER.address, 1, BUYER)
+        await service.backup(tmp_path / "b.db")
+        sending = asyncio.create_task(ledger.transfer(STRANGER.address, 7, BUYER))
+        while 2 not in seats.asked:
+            await asyncio.sleep(0.01)
+    with pytest.raises(LedgerUnavailable):
+        await sending
+    heir = Lying(GENESIS, replica=seats.replica, proposed=dict(seats.proposed))
+    async with running(tmp_path / "b.db", heir) as (ledger, _):
+        await ledger.transfer(STRANGER.address, 1, NODE)
+        assert (await ledger.account(STRANGER.address)).balance_wei == 9
+    assert audit(tmp_path / "b.db").height == 3
+
+
+def test_a_seat_shows_the_block_that_it_executed() -> None:
+    replica, block = Replica(GENESIS), first_block(Replica(GENESIS))
+    digest = replica.check(block.canonical())
+    hollow = block.model_copy(update={"transactions": (b"junk",), "term": block.term + 1})
+    assert replica.check(hollow.canonical()) == digest, "it was signed: the same again"
+    assert replica.signed_after(replica._head) == block.canonical()
+
+
+def first_block(replica: Replica) -> Block:
+    chain = Chain(GENESIS)
+    chain.add(transfer(BUYER, 1), clock())
+    message = beacon_message(replica._head.digest)
+    beacon = combine_shares({i: DEALING.secrets[i].sign(message) for i in range(14)})
+    chain.close(chain.slot(beacon, 0), BUILDER.address, 0)
+    chain.seal(Seal(beacon=beacon, builder=bytes(65), proposer=bytes(65)), clock())
+    return reseal(Block.from_canonical(chain.pending[0].proposal))
 
 
 # Builders
+
+
+class Hostile:
+    """Bids for a block that is none."""
+
+    def __init__(self, body: list[bytes], **wrong: Any) -> None:
+        self._body, self._wrong = body, wrong
+
+    async def bid(self, slot: Any) -> Bid:
+        parent = slot.parent
+        named = {
+            "height": parent.height + 1, "parent": parent.digest, "beacon": slot.beacon,
+            "round": slot.round, "proposer": slot.proposer, "builder": NODE.address,
+            "tx_root": merkle_root(self._body), "timestamp_ms": clock(),
+        }  # fmt: skip
+        return Bid.sign(parent.model_copy(update=named | self._wrong), 1, NODE)
+
+    async def body(self, block_hash: bytes) -> list[bytes]:
+        return self._body
+
+
+async def test_a_body_that_is_no_block_is_passed_over(tmp_path: Path) -> None:
+    too_many = Hostile([number.to_bytes(2, "big") for number in range(MAX_BLOCK_TXS + 1)])
+    async with running(tmp_path / "a.db", builders=[too_many]) as (ledger, service):
+        receipt = await ledger.transfer(STRANGER.address, 1, BUYER)
+        assert receipt.header.round == 1 and receipt.header.builder == BUILDER.address
+        assert [(fault.kind, fault.who) for fault in service.faults] == [
+            (FaultKind.BROKEN_RULE, NODE.address)
+        ]
+
+
+async def test_what_is_no_bid_or_from_the_future_is_not_offered(tmp_path: Path) -> None:
+    class NoBid(Hostile):
+        async def bid(self, slot: Any) -> Any:
+            return {"bid_wei": 1}
+
+    late = Hostile([transfer(NODE, 1)], timestamp_ms=clock() + 10**9)
+    async with running(tmp_path / "a.db", builders=[NoBid([]), late]) as (ledger, _):
+        assert (await ledger.transfer(STRANGER.address, 1, BUYER)).header.round == 0
 
 
 async def test_the_builder_pays_its_bid_to_the_proposer(tmp_path: Path) -> None:
