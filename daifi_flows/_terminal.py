@@ -89,7 +89,6 @@ def print_results(console: Console, answer: str, action: Any, steps: Sequence[Co
     table = Table(title="Compute NFTs", title_justify="left")
     for column in ("step", "proof", "signers", "confidence", "paid", "block"):
         table.add_column(column, no_wrap=True)
-    table.add_column("bundle", overflow="fold")
     for step in steps:
         table.add_row(
             step.name,
@@ -98,7 +97,6 @@ def print_results(console: Console, answer: str, action: Any, steps: Sequence[Co
             f"{step.attestation.confidence_ppm / 1e6:.4f}",
             dai(paid_wei(step)),
             str(step.receipt.header.height),
-            short_path(step.bundle),
         )
     console.print(table)
     failed = [(step.name, attempt) for step in steps for attempt in step.attempts]
