@@ -93,6 +93,8 @@ class TaskRecord(Record):
         bond_wei: part of the node's stake that vouches for this assignment.
         challenge_until_ms: from then on the output cannot be disputed any more.
         disputes: how many disputes there were about the output.
+        committer: who committed the proof first.
+        other_cid: where the other of buyer and node says that the same proof is.
     """
 
     prefix: ClassVar[bytes] = b"t"
@@ -117,6 +119,8 @@ class TaskRecord(Record):
     bond_wei: Wei = 0
     challenge_until_ms: Uint = 0
     disputes: Uint = 0
+    committer: Address | None = None
+    other_cid: Cid | None = None
 
     def key(self) -> bytes:
         return self.prefix + self.task_id

@@ -240,7 +240,7 @@ async def test_refusals_have_codes_and_change_nothing(backend: Backend) -> None:
         (lambda: ledger.assign(unknown.task_id, NODE.address, PRICE, BUYER), {"unknown"}),
         (lambda: ledger.open_escrow(past, BUYER), {"expired"}),
         (lambda: ledger.cancel(task, BUYER), {"bad-state"}),
-        (lambda: ledger.commit(task, make_header(spec, OTHER), PROOF_CID, OTHER), {"duplicate"}),
+        (lambda: ledger.commit(task, make_header(spec, OTHER), PROOF_CID, OTHER), {"bad-role"}),
         (lambda: ledger.settle(forged, META, BUYER), {"bad-signature"}),
         (lambda: ledger.settle(attested(signers=range(13)), META, BUYER), {"bad-signature"}),
         (lambda: ledger.settle(attested(epoch=2), META, BUYER), {"bad-field"}),

@@ -206,11 +206,13 @@ class Ledger(RuleBasedStateMachine):
     @rule(number=numbers, node=nodes, who=actors)
     def commit(self, number: int, node: Account, who: Account) -> None:
         task, spec = self.task_in(number, "assigned"), self.spec(number)
+        first = task is not None
+        task = task or self.task_in(number, "committed")
         allowed = (
             task is not None
             and task["node"] is node
             and who in (BUYER, node)
-            and self.now < spec.deadline_ms
+            and (self.now < spec.deadline_ms if first else who not in task["committers"])
         )
         fields = {
             "task_id": spec.task_id,
@@ -220,7 +222,10 @@ class Ledger(RuleBasedStateMachine):
         }
         if self.send(allowed, t.Commit, who, **fields):
             assert task is not None
-            task |= {"state": "committed", "waited": self.now - task["assigned"]}
+            if first:
+                waited = self.now - task["assigned"]
+                task |= {"state": "committed", "waited": waited, "committers": ()}
+            task["committers"] += (who,)
 
     def finding(self, number: int, node: Account, decision: Decision, signers: int):
         attempt = self.tasks.get(number, {"attempt": 0})["attempt"]

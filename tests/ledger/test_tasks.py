@@ -13,17 +13,20 @@ from ledger_kit import (
     FREE,
     NODE,
     OTHER,
+    PROOF_CID,
     SEAT_ACCOUNTS,
     STRANGER,
     attest,
     info_of,
     make_genesis,
+    make_header,
     make_spec,
 )
 
 from daifi_flows.cnft import PPM, Decision, Review, token_id_of
-from daifi_flows.encoding import keccak256
+from daifi_flows.encoding import cid_of, keccak256
 from daifi_flows.errors import TransactionRefused
+from daifi_flows.keys import Account
 from daifi_flows.ledger import Params, TaskState
 from daifi_flows.ledger._params import FeeParams, SlashingParams
 
@@ -129,6 +132,59 @@ def test_a_slash_never_takes_more_than_half() -> None:
     receipt = bench.do(t.Reject, NODE, attestation=finding)
     assert bench.state.account(NODE.address).stake_wei == 50 * DAI
     assert NODE.address not in {p.to for p in receipt.payments}
+
+
+ELSEWHERE = cid_of(b"nothing")
+
+
+@pytest.mark.parametrize(("first", "second"), [(BUYER, NODE), (NODE, BUYER)])
+@pytest.mark.parametrize("decision", [Decision.ACCEPTED, Decision.REJECTED])
+def test_a_false_content_id_cannot_hide_a_proof(first, second, decision: Decision) -> None:
+    """Not from the node that wants to be paid, and not from the buyer who wants it slashed."""
+    bench = Bench()
+    spec = bench.reach(TaskState.ASSIGNED)
+    fields = {"task_id": spec.task_id, "attempt": 0, "header": make_header(spec)}
+    bench.now = spec.deadline_ms - 1
+    bench.do(t.Commit, first, **fields, proof_cid=ELSEWHERE)
+    answered = bench.state.task(spec.task_id).answered_ms
+    kind, extra = (
+        (t.Settle, {"metadata": META}) if decision is Decision.ACCEPTED else (t.Reject, {})
+    )
+    with pytest.raises(TransactionRefused, match="another proof"):
+        bench.do(kind, second, attestation=attest(spec, decision), **extra)
+    bench.now = spec.deadline_ms + 1
+    bench.do(t.Commit, second, **fields, proof_cid=PROOF_CID)
+    task = bench.state.task(spec.task_id)
+    assert (task.proof_cid, task.other_cid) == (ELSEWHERE, PROOF_CID)
+    assert task.answered_ms == answered
+    bench.do(kind, second, attestation=attest(spec, decision), **extra)
+    task = bench.state.task(spec.task_id)
+    if decision is Decision.ACCEPTED:
+        assert task.state is TaskState.SETTLED and task.proof_cid == PROOF_CID
+    else:
+        assert task.state is TaskState.OPEN and task.committer is task.other_cid is None
+
+
+def test_a_content_id_is_given_once_by_each_and_for_one_proof() -> None:
+    bench = Bench()
+    spec = bench.reach(TaskState.ASSIGNED)
+    fields = {"task_id": spec.task_id, "attempt": 0, "proof_cid": ELSEWHERE}
+    header = make_header(spec)
+    bench.do(t.Commit, BUYER, **fields, header=header)
+
+    def refused(who: Account, **changes: object) -> str:
+        with pytest.raises(TransactionRefused) as caught:
+            bench.do(t.Commit, who, **(fields | {"header": header} | changes))
+        return caught.value.details["code"]
+
+    assert refused(BUYER, proof_cid=PROOF_CID) == "bad-state"
+    assert refused(STRANGER, proof_cid=PROOF_CID) == "bad-role"
+    assert refused(NODE, header=make_header(spec, output_cid=cid_of(b"better"))) == "bad-field"
+    assert refused(NODE, attempt=1) == "bad-state"
+    bench.do(t.Commit, NODE, **fields, header=header)  # the same again: it agrees
+    assert {refused(who, proof_cid=PROOF_CID) for who in (BUYER, NODE)} == {"bad-state"}
+    marks = {bench.make(t.Commit, who, **fields, header=header).mark() for who in (BUYER, NODE)}
+    assert len(marks) == 2  # so that each one's repeat is answered with its own receipt
 
 
 def test_unproven_refunds_and_slashes_nobody() -> None:

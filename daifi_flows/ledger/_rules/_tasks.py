@@ -51,6 +51,8 @@ def reopen(ctx: Context, task: TaskRecord, barred: tuple[str, ...]) -> None:
             "node": None,
             "proof": None,
             "proof_cid": None,
+            "committer": None,
+            "other_cid": None,
             "barred": barred,
             "assigned_ms": 0,
             "answered_ms": 0,

@@ -40,11 +40,16 @@ def check_attestation(
         ("attempt", attestation.attempt, task.attempt),
         ("node", attestation.node, task.node),
         ("output", attestation.output_cid, task.proof.statement.output_cid),
-        ("proof", attestation.proof_cid, task.proof_cid),
         ("decision", attestation.decision, decision),
     ):
         if claimed != wanted:
             refuse("bad-field", f"the attestation is about another {name} than this transaction")
+    if attestation.proof_cid not in (task.proof_cid, task.other_cid):
+        refuse(
+            "bad-field",
+            "the attestation is about another proof than was committed; its buyer and its node may "
+            "each commit once where the proof is",
+        )
     if (
         decision is Decision.ACCEPTED
         and attestation.confidence_ppm < task.spec.review.min_confidence_ppm
@@ -125,6 +130,7 @@ def settle(ctx: Context, tx: Settle) -> Facts:
         task.model_copy(
             update={
                 "state": TaskState.SETTLED,
+                "proof_cid": tx.attestation.proof_cid,
                 "escrow_wei": 0,
                 "token_id": token.token_id,
                 "settled_ms": ctx.now_ms,

@@ -151,12 +151,20 @@ def _check_direct(ctx: Context, task: TaskRecord, node: NodeInfo, price_wei: int
 
 
 def commit(ctx: Context, tx: Commit) -> Facts:
-    """Bind the node to one proof of one output."""
+    """Bind the node to one proof of one output.
+
+    The node signed the proof's header, but the content id is only the sender's word, and a proof
+    has one. So whoever of buyer and node comes second may give its own for the same header: a
+    false one then costs neither of them anything, and nobody takes a true one back.
+    """
     task = require_task(ctx, tx.task_id)
-    require_state(task, TaskState.ASSIGNED)
+    if task.state is not TaskState.COMMITTED:
+        require_state(task, TaskState.ASSIGNED)
     require_attempt(task, tx.attempt)
     if tx.sender not in (task.spec.buyer, task.node):
         refuse("bad-role", "only the buyer or the assigned node can commit a proof")
+    if task.state is TaskState.COMMITTED:
+        return _commit_again(ctx, task, tx)
     if task.spec.deadline_ms <= ctx.now_ms:
         refuse("expired", "the task's deadline has passed; expire it for a refund")
     header = tx.header
@@ -185,10 +193,22 @@ def commit(ctx: Context, tx: Commit) -> Facts:
                 "state": TaskState.COMMITTED,
                 "proof": header,
                 "proof_cid": tx.proof_cid,
+                "committer": tx.sender,
                 "answered_ms": ctx.now_ms,
             }
         )
     )
+    return {"task_id": task.task_id, "node": task.node}
+
+
+def _commit_again(ctx: Context, task: TaskRecord, tx: Commit) -> Facts:
+    """Also after the deadline: the first commit may have come just before it."""
+    if tx.sender == task.committer or task.other_cid is not None:
+        refuse("bad-state", f"task {task.task_id.hex()} is committed; {tx.sender} cannot do it now")
+    assert task.proof is not None, "a committed task has a proof"
+    if tx.header.digest() != task.proof.digest():
+        refuse("bad-field", "another proof was committed; only its content id can be given again")
+    ctx.layer.put(task.model_copy(update={"other_cid": tx.proof_cid}))
     return {"task_id": task.task_id, "node": task.node}
 
 

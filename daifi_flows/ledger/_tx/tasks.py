@@ -74,11 +74,18 @@ class Assign(_OnAttempt):
 
 
 class Commit(_OnAttempt):
-    """Record the node's signed proof header, and the content id of the whole proof."""
+    """Record the node's signed proof header, and the content id of the whole proof.
+
+    Buyer and node may each do it once: an attestation about either content id counts.
+    """
 
     kind: ClassVar[str] = "commit"
     proof_cid: Cid
     header: ProofHeader
+
+    def mark(self) -> bytes | None:
+        place = self.task_id + self.attempt.to_bytes(8, "big") + bytes.fromhex(self.sender[2:])
+        return b"commit/" + place
 
 
 class Release(_OnAttempt):
