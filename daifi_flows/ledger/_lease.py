@@ -74,6 +74,7 @@ class OfferRecord(Record):
 
     Attributes:
         mflop: how much is left, megaFLOP.
+        task_mflop: the least of it that one task takes.
         tflop_wei: its price for 10¹² floating-point operations.
         until_ms: not leased in blocks dated later than this.
     """
@@ -81,6 +82,7 @@ class OfferRecord(Record):
     prefix: ClassVar[bytes] = b"c"
     node: Address
     mflop: Uint
+    task_mflop: Uint
     tflop_wei: Wei
     until_ms: Uint
 

@@ -19,6 +19,7 @@ from ledger_kit import (
     STRANGER,
     T0,
     attest,
+    info_of,
     make_genesis,
     make_header,
     make_spec,
@@ -30,6 +31,7 @@ from daifi_flows.encoding import canonical, keccak256, tagged_hash
 from daifi_flows.errors import InsufficientFunds, TransactionRefused
 from daifi_flows.keys import Account
 from daifi_flows.ledger import Params, TaskState
+from daifi_flows.ledger._bids import bid_commitment
 from daifi_flows.ledger._lease import (
     OfferRecord,
     PoolRecord,
@@ -52,9 +54,12 @@ class LeaseBench(TokenBench):
         super().__init__(**kwargs)  # pyright: ignore
         self.do(t.PoolDeposit, OTHER, amount_wei=100 * DAI)
         self.mint(1000, flops=WORK)
-        self.do(
-            t.OfferCapacity, NODE, mflop=WORK // 10**6, tflop_wei=RATE, until_ms=self.now + 10**6
-        )
+        self.offer()
+
+    def offer(self, **changes: object) -> None:
+        """A task takes a quarter of it at least."""
+        fields = {"mflop": WORK // 10**6, "task_mflop": WORK // 10**6 // 4, "tflop_wei": RATE}
+        self.do(t.OfferCapacity, NODE, **(fields | {"until_ms": self.now + 10**6} | changes))
 
     def lease(self, sender: Account, *actions: bytes, **fields: object) -> t.Transaction:
         none = {"credit_wei": 0, "node": ZERO_ADDRESS, "mflop": 0, "price_wei": 0}
@@ -153,6 +158,45 @@ def test_capacity_is_leased_for_tasks_that_carry_its_price() -> None:
     assert bench.state.find(OfferRecord, offer_key(NODE.address)) is None
 
 
+def test_every_task_pays_for_the_least_it_takes() -> None:
+    bench = LeaseBench()
+    actions = [a for number in range(1, 5) for a in _work(number, RATE // 4)]
+    fields = {"node": NODE.address, "mflop": WORK // 10**6, "price_wei": RATE}
+    bench.run(bench.lease(BUYER, *actions, **fields))
+    given = [bench.state.task(make_spec(number).task_id) for number in range(1, 5)]
+    assert {task.node for task in given} == {NODE.address}
+    # What is left for less than one task is on offer no more.
+    bench.offer()
+    quarter = WORK // 10**6 // 4
+    almost = 3 * quarter + 1
+    cost = OfferRecord(
+        node=NODE.address, mflop=1, task_mflop=1, tflop_wei=RATE, until_ms=1
+    ).cost_wei(almost)
+    bench.run(
+        bench.lease(BUYER, *_work(5, cost), **(fields | {"mflop": almost, "price_wei": cost}))
+    )
+    assert bench.state.find(OfferRecord, offer_key(NODE.address)) is None
+
+
+def test_a_task_that_the_node_bid_for_carries_nothing_of_a_lease() -> None:
+    bench = LeaseBench()
+    spec = make_spec(1)
+    bench.do(t.Open, BUYER, spec=spec, bid_ms=1_000, reveal_ms=1_000)
+    bid = {"task_id": spec.task_id, "attempt": 0}
+    terms = {"price_wei": RATE, "eta_ms": 1_000, "salt": bytes(32)}
+    sealed = bid_commitment(
+        bench.machine.ledger_id, spec.task_id, attempt=0, node=NODE.address, **terms
+    )
+    bench.do(t.Bid, NODE, **bid, commitment=sealed)
+    bench.now += 1_000
+    bench.do(t.RevealBid, NODE, **bid, **terms)
+    assign = action(t.Assign, BUYER, **bid, node=NODE.address, price_wei=RATE)
+    fields = {"node": NODE.address, "mflop": WORK // 10**6, "price_wei": RATE}
+    with pytest.raises(TransactionRefused, match="pay 0 wei"):
+        bench.run(bench.lease(BUYER, assign, **fields))
+    bench.run(bench.lease(BUYER, assign, *_work(2, RATE), **fields))
+
+
 def test_leased_tasks_settle_like_any_other() -> None:
     bench = LeaseBench()
     fields = {"node": NODE.address, "mflop": WORK // 10**6, "price_wei": RATE}
@@ -175,7 +219,7 @@ def test_capacity_and_credit_in_one_lease() -> None:
 
 def test_an_offer_is_no_more_than_verified_work_and_can_be_taken_back() -> None:
     bench = LeaseBench()
-    offer = {"tflop_wei": 1, "until_ms": bench.now + 1}
+    offer = {"task_mflop": 1, "tflop_wei": 1, "until_ms": bench.now + 1}
     with pytest.raises(TransactionRefused, match="verified work"):
         bench.do(t.OfferCapacity, NODE, mflop=WORK // 10**6 + 1, **offer)
     with pytest.raises(TransactionRefused, match="verified work"):
@@ -256,6 +300,29 @@ def _of_a_retired_node(bench: LeaseBench) -> t.Transaction:
     return _capacity(*_work(1, RATE))(bench)
 
 
+def _offer(bench: LeaseBench, node: Account = NODE, **changes: object) -> t.Transaction:
+    fields = {"mflop": 1, "task_mflop": 1, "tflop_wei": 1, "until_ms": T0 + 10**9}
+    return bench.make(t.OfferCapacity, node, **(fields | changes))
+
+
+def _crumb(bench: LeaseBench) -> t.Transaction:
+    """One megaFLOP is leased, and eight tasks are given for it."""
+    first = _work(0, RATE // 10**6)
+    rest = [action for number in range(1, 8) for action in _work(number, 0)]
+    return _capacity(*first, *rest, mflop=1, price_wei=RATE // 10**6)(bench)
+
+
+def _of_a_node_that_bids_only(bench: LeaseBench) -> t.Transaction:
+    bench.do(t.Register, NODE, info=info_of(NODE).model_copy(update={"direct": 0}))
+    return _capacity(*_work(1, RATE))(bench)
+
+
+def _of_a_node_without_the_model(bench: LeaseBench) -> t.Transaction:
+    bench.do(t.Register, NODE, info=info_of(NODE).model_copy(update={"models": (bytes(32),)}))
+    return _capacity(*_work(1, RATE))(bench)
+
+
+_QUARTER = {"mflop": WORK // 10**6 // 4, "price_wei": RATE // 4}
 ATTACKS: list[tuple[str, str, Attack]] = [
     (
         "not repaying",
@@ -321,6 +388,19 @@ ATTACKS: list[tuple[str, str, Attack]] = [
     ("capacity for too cheap tasks", "bad-state", _capacity(*_work(1, RATE - 1))),
     ("capacity for another node's tasks", "bad-state", _capacity(*_work(1, RATE, OTHER))),
     ("capacity for cancelled tasks", "bad-state", _capacity(*_ASSIGN_AND_CANCEL)),
+    ("a crumb of capacity for many tasks", "bad-state", _crumb),
+    (
+        "one task's capacity for two",
+        "bad-state",
+        _capacity(*_work(1, RATE // 4), *_work(2, RATE // 4), **_QUARTER),
+    ),
+    (
+        "one task that pays for another",
+        "bad-state",
+        _capacity(*_work(1, RATE), *_work(2, RATE // 4 - 1)),
+    ),
+    ("capacity of a node that only bids", "bad-role", _of_a_node_that_bids_only),
+    ("capacity for another model", "bad-role", _of_a_node_without_the_model),
     ("capacity of an offer that is over", "expired", _after_the_offer),
     ("capacity of a retired node", "unknown", _of_a_retired_node),
     ("under the ask without a lease", "bad-field", _credit(*_work(1, DAI - 1))),
@@ -357,18 +437,20 @@ ATTACKS: list[tuple[str, str, Attack]] = [
     (
         "offering without being a node",
         "unknown",
-        lambda b: b.make(t.OfferCapacity, BUYER, mflop=1, tflop_wei=1, until_ms=T0 + 10**9),
+        lambda b: _offer(b, BUYER),
     ),
     (
         "an offer that is over",
         "expired",
-        lambda b: b.make(t.OfferCapacity, NODE, mflop=1, tflop_wei=1, until_ms=b.now),
+        lambda b: _offer(b, until_ms=b.now),
     ),
     (
         "offering nothing",
         "bad-field",
-        lambda b: b.make(t.OfferCapacity, NODE, mflop=0, tflop_wei=1, until_ms=T0 + 10**9),
+        lambda b: _offer(b, mflop=0),
     ),
+    ("tasks that take nothing", "bad-field", lambda b: _offer(b, task_mflop=0)),
+    ("tasks that take more than is offered", "bad-field", lambda b: _offer(b, task_mflop=2)),
     ("ending no offer", "unknown", lambda b: b.make(t.EndOffer, OTHER)),
 ]
 

@@ -51,7 +51,7 @@ class Context:
     sealed: bool = False
     """Whether what runs was committed to before anybody could read it."""
     leased: str = ZERO_ADDRESS
-    """The node whose capacity the running lease has bought; it takes tasks at the lease's price."""
+    """The node whose capacity the running lease has bought: the lease checks what its tasks pay."""
 
     @property
     def params(self) -> Params:

@@ -111,10 +111,18 @@ def offer_capacity(ctx: Context, tx: OfferCapacity) -> Facts:
     shown = account.standing.at(ctx.now_ms, staking.half_life_ms).mflop
     if not 0 < tx.mflop <= shown:
         refuse("bad-field", f"offer 1 to {shown} megaFLOP, the node's verified work so far")
+    if not 0 < tx.task_mflop <= tx.mflop:
+        refuse("bad-field", f"a task takes 1 to {tx.mflop} megaFLOP of what is on offer")
     if tx.until_ms <= ctx.now_ms:
         refuse("expired", "the offer would already be over; set a later time")
     ctx.layer.put(
-        OfferRecord(node=tx.sender, mflop=tx.mflop, tflop_wei=tx.tflop_wei, until_ms=tx.until_ms)
+        OfferRecord(
+            node=tx.sender,
+            mflop=tx.mflop,
+            task_mflop=tx.task_mflop,
+            tflop_wei=tx.tflop_wei,
+            until_ms=tx.until_ms,
+        )
     )
     return {"node": tx.sender}
 
@@ -137,7 +145,7 @@ def lease(ctx: Context, tx: Lease) -> Facts:
     if not tx.credit_wei and not tx.mflop:
         refuse("bad-field", "the lease borrows nothing; send its actions as transactions")
     actions = [read_action(data, tx.sender) for data in tx.actions]
-    _take_capacity(ctx, tx)
+    offer = _take_capacity(ctx, tx)
     pool = _pool(ctx)
     if tx.credit_wei > pool.cash_wei:
         refuse("bad-state", f"the pool holds {pool.cash_wei} wei, not {tx.credit_wei}; borrow less")
@@ -152,7 +160,8 @@ def lease(ctx: Context, tx: Lease) -> Facts:
         receipts.append(TxReceipt(tx=keccak256(data), kind=action.kind, sender=tx.sender, **facts))
     payments = tuple(payment for receipt in receipts for payment in receipt.payments)
     try:
-        payments += _pay_for_capacity(ctx, tx, actions)
+        if offer is not None:
+            payments += _pay_for_capacity(ctx, tx, actions, offer)
         payments += _repay(ctx, tx)
     except InsufficientFunds as error:
         raise InsufficientFunds(
@@ -166,13 +175,14 @@ def lease(ctx: Context, tx: Lease) -> Facts:
     }
 
 
-def _take_capacity(ctx: Context, tx: Lease) -> None:
+def _take_capacity(ctx: Context, tx: Lease) -> OfferRecord | None:
+    """Take what is leased out of the node's offer; the offer as it was."""
     if (tx.node == ZERO_ADDRESS) != (tx.mflop == 0):
         refuse("bad-field", "name the node and how much of its capacity, or neither")
     if not tx.mflop:
         if tx.price_wei:
             refuse("bad-field", "no capacity is leased, so its price is 0")
-        return
+        return None
     if tx.node == tx.sender:
         refuse("bad-role", "a node does not lease its own capacity")
     offer = ctx.layer.find(OfferRecord, offer_key(tx.node))
@@ -188,27 +198,41 @@ def _take_capacity(ctx: Context, tx: Lease) -> None:
             f"{tx.mflop} megaFLOP of this node cost {offer.cost_wei(tx.mflop)} wei, not "
             f"{tx.price_wei}",
         )
-    if tx.mflop == offer.mflop:
+    left = offer.mflop - tx.mflop
+    if left < offer.task_mflop:
         ctx.layer.remove(offer.key())
     else:
-        ctx.layer.put(offer.model_copy(update={"mflop": offer.mflop - tx.mflop}))
+        ctx.layer.put(offer.model_copy(update={"mflop": left}))
+    return offer
 
 
 def _pay_for_capacity(
-    ctx: Context, tx: Lease, actions: Sequence[Transaction]
+    ctx: Context, tx: Lease, actions: Sequence[Transaction], offer: OfferRecord
 ) -> tuple[Payment, ...]:
-    """Check that the tasks given to the leased node carry its price, and pay the node its part in
-    advance. Each task's price is in escrow and is paid, as ever, when its output is accepted."""
-    if not tx.mflop:
-        return ()
+    """Check that the tasks given to the leased node are covered by what was leased and carry its
+    price, and pay the node its part in advance. Each task's price is in escrow and is paid, as
+    ever, when its output is accepted. Tasks that the node bid for have their own price."""
     given = {action.task_id for action in actions if isinstance(action, Assign)}
     found = [task for task_id in given if (task := ctx.layer.task(task_id)) is not None]
     # A task that was assigned and cancelled within the lease carries nothing.
     prices = [
         task.price_wei
         for task in found
-        if task.state is TaskState.ASSIGNED and task.node == tx.node
+        if task.state is TaskState.ASSIGNED and task.node == tx.node and task.eta_ms == 0
     ]
+    if len(prices) * offer.task_mflop > tx.mflop:
+        refuse(
+            "bad-state",
+            f"{tx.mflop} megaFLOP are leased and each task takes {offer.task_mflop} at least; "
+            f"lease more, or assign fewer than {len(prices)} tasks",
+        )
+    least_wei = offer.cost_wei(offer.task_mflop)
+    if min(prices, default=least_wei) < least_wei:
+        refuse(
+            "bad-state",
+            f"a task that takes {offer.task_mflop} megaFLOP of this node pays {least_wei} wei at "
+            f"least, not {min(prices)}",
+        )
     carried_wei = sum(prices)
     if not prices or carried_wei < tx.price_wei:
         refuse(

@@ -110,8 +110,10 @@ def assign(ctx: Context, tx: Assign) -> Facts:
             f"price {tx.price_wei} wei is over the task's maximum of {task.escrow_wei}",
         )
     eta_ms, payments = award(ctx, task, tx.node, tx.price_wei)
-    if eta_ms == 0 and tx.node != ctx.leased:
-        _check_direct(ctx, task, node.registered, tx.price_wei)
+    if eta_ms == 0:
+        _check_direct(task, node.registered)
+        if tx.node != ctx.leased:
+            _check_ask(ctx, node.registered, tx.price_wei)
     open_ms = task.spec.deadline_ms + params.vouching_ms
     if open_ms > ctx.now_ms + params.staking.unbonding_ms:
         refuse(
@@ -134,12 +136,16 @@ def assign(ctx: Context, tx: Assign) -> Facts:
     return {"task_id": task.task_id, "node": tx.node, "payments": payments}
 
 
-def _check_direct(ctx: Context, task: TaskRecord, node: NodeInfo, price_wei: int) -> None:
-    """Refuse to give a node what it did not bid for, unless it offered that and is paid its ask."""
+def _check_direct(task: TaskRecord, node: NodeInfo) -> None:
+    """Refuse to give a node what it did not bid for, unless it offered that."""
     if not node.direct:
         refuse("bad-role", f"node {node.address} only takes tasks it bid for; open an auction")
     if node.models and task.spec.model.digest not in node.models:
         refuse("bad-role", f"node {node.address} does not offer the task's model; choose another")
+
+
+def _check_ask(ctx: Context, node: NodeInfo, price_wei: int) -> None:
+    """Refuse to pay a node less than it asks for what it did not bid for."""
     index_ppm = price_index_ppm(ctx)
     asked_wei = surged_wei(node.price_wei, index_ppm)
     if price_wei < asked_wei:

@@ -90,12 +90,15 @@ class OfferCapacity(Transaction):
 
     Attributes:
         mflop: megaFLOP, no more than its verified work that has not faded.
+        task_mflop: the least of it that one task takes, 1 or more: so that nobody leases a crumb
+            and gives the node many tasks for it.
         tflop_wei: price for 10¹² floating-point operations.
         until_ms: end of the offer, Unix milliseconds.
     """
 
     kind: ClassVar[str] = "offer-capacity"
     mflop: Uint
+    task_mflop: Uint
     tflop_wei: Wei
     until_ms: Uint
 
@@ -114,7 +117,7 @@ class Lease(Transaction):
         node: whose capacity to lease; the zero address: nobody's.
         mflop: how much of it; 0 exactly when no node is named.
         price_wei: what that costs, as the node's offer says: the least that the tasks assigned to
-            the node pay together.
+            the node pay together. Each takes the offer's least part of the capacity, and pays it.
         actions: what to do, each made by :func:`action_of`. They have no signature of their own:
             the sender's over this transaction covers their bytes.
     """
