@@ -118,9 +118,10 @@ class Noun(BaseModel):
         if deep or self.__pydantic_extra__ is not None:
             return super().model_copy(update=update, deep=deep)
         copied = object.__new__(type(self))
-        update = update or {}
-        _set(copied, "__dict__", {**self.__dict__, **update})
-        _set(copied, "__pydantic_fields_set__", self.__pydantic_fields_set__.union(update))
+        _set(copied, "__dict__", {**self.__dict__, **(update or {})})
+        # Shared: a set of its own would be half of a record's memory. Nothing here asks which
+        # fields were given and which are defaults.
+        _set(copied, "__pydantic_fields_set__", self.__pydantic_fields_set__)
         _set(copied, "__pydantic_extra__", None)
         _set(copied, "__pydantic_private__", None)
         return copied

@@ -19,8 +19,8 @@ from daifi_flows.ledger._trie import OrderedEntries, Trie, leaf_hash
 
 __all__ = ["StoreBase"]
 
-_CACHED_RECORDS: Final = 10_000
-"""About 20 MB of decoded records."""
+_CACHED_RECORDS: Final = 4_096
+"""About 10 MB of decoded records: those of the tasks in flight and of the accounts in use."""
 
 
 class StoreBase(Base):
