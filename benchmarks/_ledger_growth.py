@@ -25,6 +25,9 @@ __all__ = ["figures"]
 
 _LEAVES = 10_000
 _BATCHES = max(4, round(100 * SCALE))
+_WARM_UP = 2_000
+"""Transfers before the first batch: what is kept for a while (read transactions, receipts of the
+last blocks, SQLite's pages) is there, as in any service that has run for a minute."""
 _CLAIMS = 50
 """Leaves of a batch that are claimed."""
 _CLAIM_EVERY = 10
@@ -43,6 +46,8 @@ class _Grown:
     cpu_us: list[float] = field(default_factory=list[float])
     """Of one settlement, since the entry before."""
     mib: list[float] = field(default_factory=list[float])
+    fresh_mib: float = 0.0
+    """Of a service that has settled nothing."""
 
     def add(self, count: int, cpu_s: float) -> None:
         new = count - (self.count[-1] if self.count else 0)
@@ -58,7 +63,7 @@ class _Grown:
         early = self.cpu_us[first + 1 : first + 1 + width]
         late = self.cpu_us[-width:]
         early_us, late_us = median(early), median(late)
-        memory = {
+        memory = {"MiB when started": self.fresh_mib} | {
             f"MiB at {self.count[at]:,}": self.mib[at]
             for at in sorted({first, len(self.mib) // 4, len(self.mib) // 2, len(self.mib) - 1})
         }
@@ -116,6 +121,8 @@ async def _grow_batches(world: World) -> _Grown:
     nonce = 0
     unclaimed: list[list[ClaimLeaf]] = []
     async with world.service("growth", clock=lambda: now_ms() + skipped_ms) as running:
+        grown.fresh_mib = resident_mib()
+        await running.settle(world.transfers(_WARM_UP))
         for number in range(1, _BATCHES + 1):
             batch, raw = world.batch(nonce, _LEAVES)
             nonce += 1
@@ -153,6 +160,7 @@ def _claims(world: World, batch: Batch) -> list[ClaimLeaf]:
 async def _grow_signed(world: World) -> _Grown:
     grown = _Grown()
     async with world.service("growth") as running:
+        grown.fresh_mib = resident_mib()
         for first in range(0, _SIGNED, _CHUNK):
             payees = [
                 Account.from_seed(b"payee %d" % n).address for n in range(first, first + _CHUNK)
