@@ -16,6 +16,7 @@ from daifi_flows.ledger._records import Record
 
 __all__ = [
     "MAX_CHANGES",
+    "MAX_DEMAND_PPM",
     "MAX_OPEN",
     "MAX_VOTES",
     "AgendaEntry",
@@ -42,6 +43,18 @@ MAX_OPEN: Final = 64
 """Most proposals open at once: so that finding what is due needs no search."""
 MAX_VOTES: Final = 32
 """Most open proposals that one account can have voted on."""
+MAX_DEMAND_PPM: Final = PPM // 100
+"""Most that governance may have one account put up, as a part of all money there is: a hundred
+accounts can always be there."""
+_DEMANDS: Final = (
+    ("staking", "min_stake_wei"),
+    ("bids", "deposit_wei"),
+    ("disputes", "min_bond_wei"),
+    ("rewards", "credit_wei_per_pflop"),
+    ("rollup", "min_bond_wei"),
+    ("governance", "deposit_wei"),
+    ("sealed", "deposit_wei"),
+)
 
 
 class ParamChange(Noun):
@@ -95,6 +108,8 @@ class ProposalRecord(Record):
         ends_ms: votes are counted that are in blocks dated before this.
         due_ms: when it is executed, if it passes.
         electorate_wei: the most stake there was while votes came in; the quorum is a part of it.
+        turnout_wei: what must have voted in any case: a part of the money there was when it was
+            opened.
         quorum_ppm, majority_ppm: as they were when it was opened.
     """
 
@@ -109,6 +124,7 @@ class ProposalRecord(Record):
     due_ms: Uint
     deposit_wei: Wei
     electorate_wei: Wei
+    turnout_wei: Wei
     quorum_ppm: Uint
     majority_ppm: Uint
     for_wei: Wei = 0
@@ -127,7 +143,8 @@ class ProposalRecord(Record):
     def has_quorum(self) -> bool:
         """Whether enough stake voted; never without any."""
         cast = self.for_wei + self.against_wei + self.abstain_wei
-        return cast > 0 and cast * PPM >= self.electorate_wei * self.quorum_ppm
+        enough = cast * PPM >= self.electorate_wei * self.quorum_ppm
+        return cast > 0 and cast >= self.turnout_wei and enough
 
     @property
     def passed(self) -> bool:
@@ -212,8 +229,13 @@ def model_key(digest: bytes) -> bytes:
     return ModelRecord.prefix + digest
 
 
-def changed_params(params: Params, changes: tuple[ParamChange, ...]) -> Params:
+def changed_params(params: Params, changes: tuple[ParamChange, ...], supply_wei: int) -> Params:
     """The parameters with these changes.
+
+    Args:
+        supply_wei: all money there is. What an account must put up to stake, bid, dispute, propose
+            or submit is not raised over :data:`MAX_DEMAND_PPM` of it: whoever captures one vote
+            must not be able to shut everybody out of the next.
 
     Raises:
         EncodingError: there is no such parameter, a value is out of its hard bounds, or the
@@ -225,4 +247,12 @@ def changed_params(params: Params, changes: tuple[ParamChange, ...]) -> Params:
         if not isinstance(group, dict) or change.field not in group:
             raise EncodingError(f"there is no parameter {change.group}.{change.field}")
         group[change.field] = change.value_wei
-    return Params.from_plain(plain)
+    changed = Params.from_plain(plain)
+    most_wei = supply_wei * MAX_DEMAND_PPM // PPM
+    for group, field in _DEMANDS:
+        before_wei, after_wei = (getattr(getattr(p, group), field) for p in (params, changed))
+        if after_wei > max(before_wei, most_wei):
+            raise EncodingError(
+                f"{group}.{field} cannot be over {most_wei} wei, a hundredth of all there is"
+            )
+    return changed

@@ -23,7 +23,12 @@ class GovernanceParams(Noun):
         voting_ms: how long stakes can vote.
         timelock_ms: how long between the end of the vote and its execution: who disagrees can
             leave in that time.
-        quorum_ppm: part of all stake that must have voted, abstentions included.
+        quorum_ppm: part of all stake that must have voted, abstentions included. At most a half:
+            stakes that never vote must not be able to end all governance, and with it every way
+            to lower the quorum again.
+        turnout_ppm: the same, as a part of all money there is: where little is staked, a quorum
+            of the stake alone would be cheap to buy. 4 % is what token votes commonly ask for
+            (Compound, Uniswap).
         majority_ppm: part of the stake for and against that must be exceeded by the stake for.
         whitelist_only: 1: only tasks on models that governance allowed can be opened.
     """
@@ -31,7 +36,8 @@ class GovernanceParams(Noun):
     deposit_wei: Annotated[Wei, Field(ge=1, le=10**24)] = 10 * 10**18
     voting_ms: Annotated[int, Field(ge=_MINUTE_MS, le=30 * _DAY_MS, strict=True)] = 3 * _DAY_MS
     timelock_ms: Annotated[int, Field(ge=_MINUTE_MS, le=30 * _DAY_MS, strict=True)] = _DAY_MS
-    quorum_ppm: Annotated[int, Field(ge=PPM // 100, le=PPM, strict=True)] = PPM // 5
+    quorum_ppm: Annotated[int, Field(ge=PPM // 100, le=PPM // 2, strict=True)] = PPM // 5
+    turnout_ppm: Annotated[int, Field(ge=PPM // 100, le=PPM // 5, strict=True)] = 40_000
     majority_ppm: Annotated[int, Field(ge=PPM // 2, le=9 * PPM // 10, strict=True)] = PPM // 2
     whitelist_only: Annotated[int, Field(ge=0, le=1, strict=True)] = 0
 

@@ -53,6 +53,14 @@ MODEL = make_spec().model.digest
 DENY = ModelChange(digest=MODEL, listing=ModelListing.DENY)
 ALLOW = ModelChange(digest=MODEL, listing=ModelListing.ALLOW)
 FORGET = ModelChange(digest=MODEL, listing=ModelListing.NONE)
+SUPPLY = 1_400 * DAI
+DEMANDS = [
+    (group, name)
+    for group, fields in Params().plain().items()
+    for name in fields
+    if "_wei" in name and name not in ("over_wei", "fee_per_byte_wei")
+]
+"""What somebody must have to take part."""
 LOWER = {"changes": (LOWER_FEE,), "models": ()}
 
 
@@ -108,7 +116,7 @@ def test_what_passed_is_executed_at_the_first_block_after_the_timelock(here: Ass
     here.wait(RULES.voting_ms + RULES.timelock_ms - 1)
     assert here.state.params().fees.treasury_ppm == 50_000
     here.wait(1)
-    assert here.state.params() == changed_params(make_params(), (LOWER_FEE,))
+    assert here.state.params() == changed_params(make_params(), (LOWER_FEE,), SUPPLY)
     found = here.find(proposal)
     assert (found.outcome, found.deposit_wei) == (Outcome.EXECUTED, 0)
     assert (found.for_wei, found.against_wei) == (60 * DAI, 30 * DAI)
@@ -126,8 +134,15 @@ def make_params() -> Params:
 VOTES: list[tuple[str, dict[str, str], dict[str, int], Outcome, bool]] = [
     ("nobody votes", {}, {}, Outcome.NO_QUORUM, False),
     ("too little stake", {"other": "for"}, {}, Outcome.NO_QUORUM, False),
-    ("just the quorum", {"other": "for"}, {"quorum_ppm": 100_000}, Outcome.EXECUTED, True),
-    ("abstentions count for the quorum", {"other": "for", "node": "abstain"}, {},
+    ("just the quorum", {"node": "for"}, {"quorum_ppm": 300_000, "turnout_ppm": 10_000},
+     Outcome.EXECUTED, True),
+    ("just not the quorum", {"node": "for"}, {"quorum_ppm": 300_001, "turnout_ppm": 10_000},
+     Outcome.NO_QUORUM, False),
+    ("just the turnout", {"other": "for", "node": "for"}, {"turnout_ppm": 28_571},
+     Outcome.EXECUTED, True),
+    ("too little of all money", {"other": "for", "node": "for"}, {"turnout_ppm": 28_572},
+     Outcome.NO_QUORUM, False),
+    ("abstentions count for the quorum", {"other": "for", "buyer": "abstain"}, {},
      Outcome.EXECUTED, True),
     ("only abstentions", {"buyer": "abstain"}, {}, Outcome.DEFEATED, True),
     ("against", {"buyer": "against", "node": "for"}, {}, Outcome.DEFEATED, True),
@@ -182,7 +197,7 @@ def test_the_quorum_is_of_the_most_stake_there_was_while_votes_came_in(here: Ass
 
 def test_rules_of_a_vote_are_those_it_began_with(here: Assembly) -> None:
     changes = (
-        ParamChange(group="governance", field="quorum_ppm", value_wei=900_000),
+        ParamChange(group="governance", field="quorum_ppm", value_wei=500_000),
         ParamChange(group="governance", field="voting_ms", value_wei=MINUTE),
     )
     first, second = here.propose(changes=changes), here.propose()
@@ -191,7 +206,7 @@ def test_rules_of_a_vote_are_those_it_began_with(here: Assembly) -> None:
     here.wait(RULES.voting_ms + RULES.timelock_ms)
     assert here.find(second).outcome is Outcome.EXECUTED
     third = here.propose()
-    assert here.find(third).quorum_ppm == 900_000
+    assert here.find(third).quorum_ppm == 500_000
     assert here.find(third).ends_ms == here.now + MINUTE
 
 
@@ -219,6 +234,40 @@ def test_at_most_four_are_executed_in_one_block(here: Assembly) -> None:
     assert all(here.find(p).outcome is Outcome.NO_QUORUM for p in proposals)
 
 
+def test_a_wei_at_stake_governs_nothing() -> None:
+    here = Bench(make_genesis(params=Params(fees=FREE, governance=RULES)))
+    here.do(t.Stake, NODE, amount_wei=1)
+    proposal = here.do(t.Propose, NODE, title="mine", **LOWER).content
+    here.do(t.CastVote, NODE, proposal=proposal, choice=Choice.FOR)
+    here.now += RULES.voting_ms + RULES.timelock_ms
+    here.machine.begin(here.state, BlockEnv(here.now, 1))
+    assert here.state.find(ProposalRecord, proposal_key(proposal)).outcome is Outcome.NO_QUORUM
+    assert here.state.params().fees.treasury_ppm == 50_000
+
+
+def test_what_taking_part_costs_stays_within_reach(here: Assembly) -> None:
+    raised = ParamChange(group="staking", field="min_stake_wei", value_wei=SUPPLY // 100)
+    decided(here, changes=(raised,))
+    # All there is can become less: what is too much by then is not executed.
+    again = ParamChange(group="bids", field="deposit_wei", value_wei=SUPPLY // 100)
+    proposal = here.propose(changes=(again,))
+    here.vote(BUYER, proposal)
+    account = here.state.account(OTHER.address)
+    left = account.model_copy(update={"balance_wei": account.balance_wei - DAI})
+    here.state.apply({account.key(): left})
+    held = here.state.supply()
+    burned = {"burned_wei": DAI, "balances_wei": held.balances_wei - DAI}
+    here.state.apply({b"s": held.model_copy(update=burned)})
+    here.wait(RULES.voting_ms + RULES.timelock_ms)
+    assert here.find(proposal).outcome is Outcome.IMPOSSIBLE
+    # A demand that is over the bound already can stay, and fall.
+    deposit = here.state.params().governance.deposit_wei
+    for value in (deposit, deposit - 1):
+        same = ParamChange(group="governance", field="deposit_wei", value_wei=value)
+        params = changed_params(here.state.params(), (same,), 1)
+        assert params.governance.deposit_wei == value
+
+
 # Proposals
 
 
@@ -234,6 +283,10 @@ def test_what_cannot_be_proposed(here: Assembly) -> None:
         (change("fees", "treasury_ppm", 500_000), "more than half"),
         (change("slashing", "rejected_ppm", 500_001), "rejected_ppm"),
         (change("governance", "quorum_ppm", 9_999), "quorum_ppm"),
+        (change("governance", "quorum_ppm", 500_001), "quorum_ppm"),
+        (change("governance", "turnout_ppm", 9_999), "turnout_ppm"),
+        (change("governance", "turnout_ppm", 200_001), "turnout_ppm"),
+        *((change(*name, SUPPLY // 100 + 1), "a hundredth") for name in DEMANDS),
         (change("governance", "timelock_ms", 0), "timelock_ms"),
         (change("governance", "majority_ppm", 499_999), "majority_ppm"),
         (change("staking", "unbonding_ms", 60_000), "stake could leave"),
@@ -404,10 +457,10 @@ def test_every_parameter_can_be_named_and_none_leaves_its_bounds() -> None:
         for name, value in fields.items():
             number = int.from_bytes(value, "big") if isinstance(value, bytes) else value
             same = ParamChange(group=group, field=name, value_wei=number)
-            assert changed_params(params, (same,)) == params
+            assert changed_params(params, (same,), 1) == params
             huge = ParamChange(group=group, field=name, value_wei=2**255)
             with pytest.raises(EncodingError):
-                changed_params(params, (huge,))
+                changed_params(params, (huge,), 2**256)
 
 
 # In blocks

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from daifi_flows.cnft import TaskSpec
+from daifi_flows.cnft import PPM, TaskSpec
 from daifi_flows.errors import EncodingError
 from daifi_flows.ledger._governance import (
     MAX_OPEN,
@@ -47,7 +47,7 @@ def propose(ctx: Context, tx: Propose) -> Facts:
     _check_once("parameter", [f"{change.group}.{change.field}" for change in tx.changes])
     _check_once("model", [change.digest.hex() for change in tx.models])
     try:
-        changed_params(ctx.params, tx.changes)
+        changed_params(ctx.params, tx.changes, _money_wei(ctx))
     except EncodingError as error:
         refuse("bad-field", f"the proposal cannot be executed: {error}")
     agenda = _agenda(ctx)
@@ -66,6 +66,7 @@ def propose(ctx: Context, tx: Propose) -> Facts:
         due_ms=ctx.now_ms + rules.voting_ms + rules.timelock_ms,
         deposit_wei=rules.deposit_wei,
         electorate_wei=ctx.layer.supply().stakes_wei,
+        turnout_wei=-(-_money_wei(ctx) * rules.turnout_ppm // PPM),
         quorum_ppm=rules.quorum_ppm,
         majority_ppm=rules.majority_ppm,
     )
@@ -139,8 +140,8 @@ def _execute(ctx: Context, proposal: ProposalRecord) -> Outcome:
     if not proposal.passed:
         return Outcome.DEFEATED
     try:
-        params = changed_params(ctx.params, proposal.changes)
-    except EncodingError:  # another proposal changed what this one relied on
+        params = changed_params(ctx.params, proposal.changes, _money_wei(ctx))
+    except EncodingError:  # what this one relied on has changed
         return Outcome.IMPOSSIBLE
     ctx.layer.put(ParamsRecord(params=params))
     for change in proposal.models:
@@ -149,6 +150,12 @@ def _execute(ctx: Context, proposal: ProposalRecord) -> Outcome:
         else:
             ctx.layer.put(ModelRecord(digest=change.digest, listing=change.listing))
     return Outcome.EXECUTED
+
+
+def _money_wei(ctx: Context) -> int:
+    """All money there is."""
+    supply = ctx.layer.supply()
+    return supply.issued_wei - supply.burned_wei
 
 
 def held_stake_wei(ctx: Context, address: str) -> int:
