@@ -21,6 +21,7 @@ from ledger_kit import (
     T0,
     TREASURY,
     attest,
+    info_of,
     make_genesis,
     make_spec,
 )
@@ -30,6 +31,8 @@ from daifi_flows.encoding import cid_of, cid_sha256, keccak256
 from daifi_flows.errors import TransactionRefused
 from daifi_flows.keys import aggregate_bls
 from daifi_flows.ledger import Params, TaskState
+from daifi_flows.ledger._economics import EVIDENCE_ONE
+from daifi_flows.ledger._epochs import NodeEpochRecord, ScheduleRecord, node_epoch_key
 from daifi_flows.ledger._governance import ModelListing, ModelRecord
 from daifi_flows.ledger._params import ParamsRecord, RollupParams
 from daifi_flows.ledger._records import ZERO_ADDRESS
@@ -157,6 +160,8 @@ def test_a_batch_holds_its_money_and_pays_the_committee_and_the_treasury() -> No
 
 def test_every_leaf_pays_its_node_and_mints_its_token_once() -> None:
     bench, batch = Rollups(), leaves(300)
+    bench.do(t.Register, NODE, info=info_of(NODE))
+    bench.do(t.Stake, NODE, amount_wei=DAI)
     bench.run(bench.make(t.Transfer, OTHER, to=BUYER.address, amount_wei=200 * DAI))
     batch = bench.submit(Batch.of(leaf(i, amount_wei=DAI // 10 + i) for i in range(300)))
     bench.after_challenge()
@@ -180,6 +185,30 @@ def test_every_leaf_pays_its_node_and_mints_its_token_once() -> None:
         if (word := words[index // 256]) is not None and word.claimed(index)
     ] == [0, 128, 255, 256, 299]
     assert bench.state.account(NODE.address).accepted == 5
+
+
+@pytest.mark.parametrize(
+    ("registered", "stake", "counts"),
+    [(False, 0, 0), (False, DAI, 0), (True, DAI - 1, 0), (True, DAI, 1)],
+)
+def test_work_counts_only_for_a_registered_and_staked_node(registered, stake, counts) -> None:
+    """A leaf may name any key: a thousand of them are one operator's without a stake."""
+    bench = Rollups()
+    if registered:
+        bench.do(t.Register, NODE, info=info_of(NODE))
+    if stake:
+        bench.do(t.Stake, NODE, amount_wei=stake)
+    batch = bench.submit(leaves(2))
+    bench.after_challenge()
+    before = bench.balance(NODE)
+    bench.run(bench.claim(batch, 0))
+    assert bench.balance(NODE) > before, "it is paid in any case"
+    account = bench.state.account(NODE.address)
+    assert (account.accepted, account.standing.accepted_e6) == (counts, counts * EVIDENCE_ONE)
+    part = bench.state.find(NodeEpochRecord, node_epoch_key(NODE.address, 0))
+    assert (part is not None) == bool(counts)
+    schedule = bench.state.find(ScheduleRecord, ScheduleRecord.prefix)
+    assert (schedule is not None and schedule.used_mflop > 0) == bool(counts)
 
 
 def test_a_leaf_without_an_owner_is_paid_and_mints_nothing() -> None:

@@ -17,6 +17,7 @@ from daifi_flows.ledger._bids import AuctionRecord, auction_key
 from daifi_flows.ledger._records import TaskRecord, TaskState
 from daifi_flows.ledger._rules._bonds import bond_wei
 from daifi_flows.ledger._rules._context import Context, refuse
+from daifi_flows.ledger._rules._stakes import is_node
 
 __all__ = ["able", "award", "check_windows", "end_auction", "find_auction", "start_auction"]
 
@@ -65,8 +66,7 @@ def able(ctx: Context, task: TaskRecord, node: str, *, price_wei: int = 0) -> bo
     """Whether a node could be given a task at a price now."""
     account = ctx.account(node)
     return (
-        account.registered is not None
-        and account.stake_wei >= ctx.params.staking.min_stake_wei
+        is_node(ctx, node)
         and account.free_stake_wei >= bond_wei(ctx, price_wei)
         and node not in task.barred
     )

@@ -7,7 +7,14 @@ from daifi_flows.ledger._economics import Fault, slash_parts, split_slash
 from daifi_flows.ledger._rules._context import Context
 from daifi_flows.ledger._tranches import Tranche, due_ms, taken, with_tranche
 
-__all__ = ["lock", "seize", "share_out", "slash"]
+__all__ = ["is_node", "lock", "seize", "share_out", "slash"]
+
+
+def is_node(ctx: Context, address: str) -> bool:
+    """Whether an account is registered as a node and has the least stake of one."""
+    account = ctx.account(address)
+    staked = account.stake_wei >= ctx.params.staking.min_stake_wei
+    return staked and account.registered is not None
 
 
 def slash(ctx: Context, address: str, fault: Fault, reporter: str) -> tuple[Payment, ...]:

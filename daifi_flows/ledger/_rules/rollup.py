@@ -22,6 +22,7 @@ from daifi_flows.ledger._rollups import (
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
 from daifi_flows.ledger._rules._minting import mint
 from daifi_flows.ledger._rules._quorum import require_quorum
+from daifi_flows.ledger._rules._stakes import is_node
 from daifi_flows.ledger._rules._work import record_work
 from daifi_flows.ledger._rules.governance import check_model
 from daifi_flows.ledger._tx import Transaction
@@ -141,7 +142,10 @@ def _require_leaf(batch: RollupRecord, proof: LeafProof) -> Leaf:
 
 def claim_leaf(ctx: Context, tx: ClaimLeaf) -> Facts:
     """Pay the node its price less the committee's and the treasury's shares, rounded up; mint the
-    token of a leaf that names an owner."""
+    token of a leaf that names an owner.
+
+    The work counts only for who is a node by now, with something at stake: a leaf may name anybody.
+    """
     batch = _require_batch(ctx, tx.batch)
     if ctx.now_ms < batch.challenge_until_ms:
         refuse(
@@ -171,7 +175,8 @@ def claim_leaf(ctx: Context, tx: ClaimLeaf) -> Facts:
         "content": keccak256(tx.proof.leaf),
         "payments": ctx.credit(leaf.node, paid_wei, "node"),
     }
-    record_work(ctx, leaf.node, flop=leaf.flops, paid_wei=leaf.amount_wei)
+    if is_node(ctx, leaf.node):
+        record_work(ctx, leaf.node, flop=leaf.flops, paid_wei=leaf.amount_wei)
     if leaf.owner != ZERO_ADDRESS:
         mint(
             ctx,
