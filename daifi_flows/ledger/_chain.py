@@ -150,7 +150,7 @@ class Chain:
             TransactionRefused: it cannot be read or breaks a rule; nothing changed.
             LedgerUnavailable: too many transactions wait for certificates.
         """
-        raw, tx, tx_id = read.raw, read.tx, read.tx_id
+        raw, tx_id = read.raw, read.tx_id
         if tx_id in self.queued:
             return tx_id
         if len(self.queued) >= MAX_PENDING_TXS:
@@ -161,24 +161,26 @@ class Chain:
             raise LedgerUnavailable(
                 f"{MAX_PENDING_BYTES} bytes of transactions wait for certificates; try again later"
             )
-        place = place_in_block(self.tip, tx)
-        block = self._filling(now_ms, len(raw), place)
+        try:
+            self._place(read, now_ms)
+        except BaseException:  # a damaged file, too: no seat signs a block without transactions
+            self._drop_empty()
+            raise
+        return tx_id
+
+    def _place(self, read: Incoming, now_ms: int) -> None:
+        place = place_in_block(self.tip, read.tx)
+        block = self._filling(now_ms, len(read.raw), place)
         try:
             receipt = self._execute(block, read)
         except TransactionRefused:
             if block.env.timestamp_ms >= now_ms or not block.raw:
-                self._drop_empty()
                 raise
             # Refused at the time this block was begun, which may be long ago: try at this time.
             block = self._fresh(now_ms)
-            try:
-                receipt = self._execute(block, read)
-            except TransactionRefused:
-                self._drop_empty()
-                raise
+            receipt = self._execute(block, read)
         self._record(block, read, receipt)
         block.place = place
-        return tx_id
 
     def _execute(self, block: Pending, read: Incoming) -> TxReceipt:
         return self.machine.execute(

@@ -41,7 +41,7 @@ from daifi_flows.ledger._params import Genesis
 from daifi_flows.ledger._reads import LastFinal, LedgerReads
 from daifi_flows.ledger._records import LedgerHealth
 from daifi_flows.ledger._recovery import Certified, certified_state, seed_from, verified
-from daifi_flows.ledger._service import LedgerService, wall_clock_ms
+from daifi_flows.ledger._service import LedgerService, opened, wall_clock_ms
 from daifi_flows.ledger._store import Probe, Store, ignore
 
 __all__ = ["BlockSource", "Follower"]
@@ -94,6 +94,7 @@ class Follower(LedgerReads):
         self._trouble = ""
         self._heard_ns = 0
         self._grown = asyncio.Condition()
+        self._fetching = asyncio.Lock()
 
     async def start(self) -> None:
         """Open the file and begin to follow.
@@ -105,7 +106,7 @@ class Follower(LedgerReads):
         """
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-follower")
         try:
-            self._at = await asyncio.to_thread(self._load)
+            self._at = await opened(self._load, self._abandon)
         except BaseException:
             self._writer.shutdown()
             raise
@@ -121,6 +122,9 @@ class Follower(LedgerReads):
         except BaseException:
             self._store.close()
             raise
+
+    def _abandon(self) -> None:
+        self._store.close()
 
     async def close(self) -> None:
         """Stop following and close the file."""
@@ -153,18 +157,19 @@ class Follower(LedgerReads):
                 written; blocks before it were added.
             Exception: whatever the source raises.
         """
-        blocks = await self._source.history(self.height + 1)
-        self._heard_ns = time.monotonic_ns()
-        added = 0
-        for raw in blocks:
-            try:
-                block = CertifiedBlock.from_canonical(raw, max_bytes=MAX_BLOCK_BYTES)
-            except EncodingError as error:
-                raise LedgerError(f"a certified block cannot be read: {error}") from error
-            if block.block.header.height > self.height:
-                await self._add(block)
-                added += 1
-        return added
+        async with self._fetching:
+            blocks = await self._source.history(self.height + 1)
+            self._heard_ns = time.monotonic_ns()
+            added = 0
+            for raw in blocks:
+                try:
+                    block = CertifiedBlock.from_canonical(raw, max_bytes=MAX_BLOCK_BYTES)
+                except EncodingError as error:
+                    raise LedgerError(f"a certified block cannot be read: {error}") from error
+                if block.block.header.height > self.height:
+                    await self._add(block)
+                    added += 1
+            return added
 
     async def _add(self, block: CertifiedBlock) -> None:
         found = verified(self._machine, self._at, block)
@@ -201,7 +206,7 @@ class Follower(LedgerReads):
             )
         await self.close()
         service = LedgerService(self.path, self.genesis, certifier, **options)
-        await service.start()
+        await service.start(inherit=True)
         return service
 
     # Reading

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from daifi_flows.cnft import BlockHeader, QuorumCertificate
 from daifi_flows.errors import EncodingError, LedgerError, LedgerUnavailable
@@ -85,7 +85,8 @@ class Proposing:
         self._start = _Start(block_hash, beacon) if beacon is not None else None
 
     async def prepare(self, chain: Chain) -> list[Dropped]:
-        """Have the chain's oldest pending block proposed, or another block in front of it.
+        """Have the chain's oldest pending block proposed, or another block in front of it. Where
+        nothing is pending, only a block that seats signed already is gone on with.
 
         Once seats were asked to pass over a round, it is never proposed in: a height whose seats
         were split between the two could not go on.
@@ -109,6 +110,8 @@ class Proposing:
             start = self._start = _Start(chain.head.digest, resumed.beacon, resumed.passed)
             if (dropped := self._take_over(chain, resumed.blocks)) is not None:
                 return dropped
+        if not chain.pending:
+            return []
         auction = start.auction or Auction(chain.slot(start.beacon, 0))
         while True:
             skip = None
@@ -197,7 +200,7 @@ class Proposing:
         async def ask(builder: BuilderPort) -> Bid | None:
             try:
                 async with asyncio.timeout(BUILDER_TIMEOUT_S):
-                    bid: object = await builder.bid(slot)
+                    bid = cast("Any", await builder.bid(slot))
                 if bid is None or (isinstance(bid, Bid) and not self._is_ahead(bid.header)):
                     return bid
                 raise LedgerError("what it sent is no bid for a block of now")

@@ -32,7 +32,7 @@ from daifi_flows.ledger._store import Probe, Store, backup_ledger, ignore
 from daifi_flows.ledger._store_changes import changes_of
 from daifi_flows.ledger._tx import Incoming
 
-__all__ = ["LedgerService", "wall_clock_ms"]
+__all__ = ["LedgerService", "opened", "wall_clock_ms"]
 
 T = TypeVar("T")
 _Place: TypeAlias = tuple[int, int]
@@ -123,8 +123,12 @@ class LedgerService(LedgerReads):
         """Where the snapshots of a ledger file are."""
         return path.with_name(path.name + ".snapshots")
 
-    async def start(self) -> None:
+    async def start(self, *, inherit: bool = False) -> None:
         """Open the file and begin to certify what is pending.
+
+        Args:
+            inherit: go on at once with what seats signed for the writer before this one, whose
+                file this is not.
 
         Raises:
             LedgerCorrupted: the file is damaged, or older than what it acknowledged.
@@ -134,14 +138,15 @@ class LedgerService(LedgerReads):
         # One thread: SQLite writes wait for the disk, and must not hold up reads.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
         try:
-            self._chain = await asyncio.to_thread(self._load)
+            self._chain = await opened(self._load, self._abandon)
         except BaseException:
             self._writer.shutdown()
             raise
         self._wake = asyncio.Event()
+        self._inherits = inherit
         for tx in self._chain.queued:
             self._waiters[tx] = asyncio.get_running_loop().create_future()
-        if self._chain.pending:
+        if self._chain.pending or inherit:
             self._wake.set()
         self._task = asyncio.create_task(self._run(), name="ledger")
 
@@ -164,6 +169,9 @@ class LedgerService(LedgerReads):
             store.close()
             raise
         return chain
+
+    def _abandon(self) -> None:
+        self._store.close()
 
     async def close(self, grace_s: float = 5.0) -> None:
         """Stop. No more is accepted; the block in progress may become final within ``grace_s``.
@@ -295,8 +303,9 @@ class LedgerService(LedgerReads):
         try:
             while True:
                 await self._wake.wait()
-                while self._chain.pending and not self._closing:
+                while (self._chain.pending or self._inherits) and not self._closing:
                     await self._make_final()
+                    self._inherits = False
                 if self._closing:
                     return
                 self._wake.clear()
@@ -309,9 +318,11 @@ class LedgerService(LedgerReads):
 
     async def _make_final(self) -> None:
         began = time.monotonic_ns()
-        new = not self._chain.pending[0].proposal
+        new = not self._chain.pending or not self._chain.pending[0].proposal
         if new:
             await self._propose()
+            if not self._chain.pending:
+                return
         block = self._chain.pending[0]
         assert block.candidate is not None
         header, leaves = block.candidate.header, block.candidate.leaves
@@ -454,6 +465,18 @@ class LedgerService(LedgerReads):
             "last_block_took_ms": self._block_took_ms,
             "stopped": int(self._broken is not None),
         }
+
+
+async def opened(load: Callable[[], T], close: Callable[[], None]) -> T:
+    """Load in a thread. One that is cancelled meanwhile leaves nothing open, and no file locked."""
+    loading = asyncio.ensure_future(asyncio.to_thread(load))
+    try:
+        return await asyncio.shield(loading)
+    except asyncio.CancelledError:
+        await asyncio.wait({loading})
+        if loading.exception() is None:
+            close()
+        raise
 
 
 async def _wait_for(shared: asyncio.Future[T], timeout_s: float) -> T:

@@ -42,6 +42,8 @@ Probe = Callable[[str], None]
 """Called with the name of each point that a write passes; for tests that stop there."""
 _CHECKPOINT_PAGES: Final = 4_000
 """The log is folded into the file at about 16 MB."""
+_TERM_AHEAD_MS: Final = 600_000
+"""A term further ahead of the clock than this is not believed."""
 
 
 def ignore(_: str) -> None:
@@ -195,10 +197,20 @@ class Store(StoreReads):
 
     # Writing
 
-    def begin_term(self, at_least: int = 0) -> int:
-        """Start a new writer's term, above every one this file has seen; on disk on return."""
-        acked = self._acked.last if self._acked is not None else None
-        term = max(self._term + 1, at_least, acked.term + 1 if acked is not None else 0)
+    def begin_term(self, now_ms: int = 0) -> int:
+        """Start a new writer's term, above every one this file has seen; on disk on return.
+
+        Terms are times. One far ahead of the clock came from a clock that was wrong, or was made
+        up by whoever sent the block that it came with: seats would refuse what is above it.
+
+        Args:
+            now_ms: the least term, and by which a seen one is judged.
+        """
+        seen = [self._term]
+        if self._acked is not None and self._acked.last is not None:
+            seen.append(self._acked.last.term)
+        real = [term + 1 for term in seen if not now_ms or term <= now_ms + _TERM_AHEAD_MS]
+        term = max(now_ms, *real, 0)
         with readable(self.path), transaction(self._db):
             self._put_meta("term", term.to_bytes(8, "big"))
         self._term = term

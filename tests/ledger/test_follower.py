@@ -171,6 +171,81 @@ async def test_a_follower_takes_over_what_seats_signed(tmp_path: Path) -> None:
     assert audit(tmp_path / "a.db").head == audit(tmp_path / "b.db").head
 
 
+async def test_what_was_acknowledged_is_there_right_after_a_take_over(tmp_path: Path) -> None:
+    seats = SeatsHere(GENESIS)
+    old = await leader(tmp_path / "a.db", seats)
+    await pay(old, 1)
+    copy = follower(tmp_path / "b.db", old)
+    await copy.start()
+    async with asyncio.timeout(120):
+        await copy.reach(1)
+    copy._task.cancel()  # cut off: it never hears of the next block
+    await pay(old, 1)
+    await old.close()
+    new = await copy.take_over(seats, clock=lambda: T0 + 1)
+    async with asyncio.timeout(30):
+        while (await new.head())[0].height < 2:  # and nobody sends anything
+            await asyncio.sleep(0.01)
+    assert (await new.account(STRANGER.address)).balance_wei == 2
+    await new.close()
+
+
+async def test_a_term_from_the_future_keeps_nobody_from_leading(tmp_path: Path) -> None:
+    """A clock that was wrong once, or a source that made the term up."""
+    seats = SeatsHere(GENESIS, replica=Replica(GENESIS, lambda: T0 + 1))
+    wrong = LedgerService(tmp_path / "a.db", GENESIS, seats, clock=lambda: T0 + 10**11)
+    await wrong.start()
+    await wrong.close()
+    old = await leader(tmp_path / "a.db", seats)
+    await pay(old, 1)
+
+    class Lying:
+        async def history(self, from_height: int) -> list[bytes]:
+            found = [CertifiedBlock.from_canonical(raw) for raw in await old.history(from_height)]
+            term = {"term": 2**63 - 1}
+            blocks = [each.block.model_copy(update=term) for each in found]
+            return [
+                each.model_copy(update={"block": block}).canonical()
+                for each, block in zip(found, blocks, strict=True)
+            ]
+
+    copy = follower(tmp_path / "b.db", Lying())
+    await copy.start()
+    async with asyncio.timeout(120):
+        await copy.reach(1)
+    await old.close()
+    new = await copy.take_over(seats, clock=lambda: T0 + 1)
+    async with asyncio.timeout(30):
+        await pay(new, 1)
+    await new.close()
+    assert audit(tmp_path / "b.db").height == 2
+
+
+async def test_who_asks_for_blocks_at_once_gets_each_of_them_once(tmp_path: Path) -> None:
+    service = await leader(tmp_path / "a.db", SeatsHere(GENESIS))
+    await pay(service, 2)
+    copy = follower(tmp_path / "b.db", service)
+    await copy.start()
+    await asyncio.gather(*(copy.fetch() for _ in range(3)))
+    assert copy.height == 2
+    await copy.close()
+    await service.close()
+    assert audit(tmp_path / "b.db").height == 2
+
+
+async def test_who_is_cancelled_while_starting_leaves_the_file_free(tmp_path: Path) -> None:
+    service = LedgerService(tmp_path / "a.db", GENESIS, SeatsHere(GENESIS))
+    for starting in (service, follower(tmp_path / "b.db", service)):
+        task = asyncio.create_task(starting.start())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await starting.start()
+        await starting.close()
+
+
 async def test_two_writers_never_fork_and_the_older_term_stops(tmp_path: Path) -> None:
     seats = SeatsHere(GENESIS)
     old = await leader(tmp_path / "a.db", seats)

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -272,6 +273,34 @@ async def test_a_stalled_block_waits_for_its_quorum_and_reads_go_on(tmp_path: Pa
         assert receipt.certificate.signers == (1 << 15) - 1
         assert (await ledger.account(STRANGER.address)).balance_wei == 5
         assert set(certifier.asked) == {1}
+
+
+async def test_a_damaged_entry_leaves_no_empty_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No seat would sign it, and nothing after it could become final."""
+    held = asyncio.Event()
+
+    class Held(SeatsHere):
+        async def certify(self, *args: Any) -> Any:
+            await held.wait()
+            return await super().certify(*args)
+
+    def damaged(*_: object, **__: object) -> None:
+        raise LedgerCorrupted("damaged")
+
+    async with running(tmp_path / "a.db", Held(GENESIS)) as (ledger, service):
+        first = asyncio.create_task(ledger.transfer(STRANGER.address, 1, BUYER))
+        while not service._chain.pending or not service._chain.pending[0].proposal:
+            await asyncio.sleep(0.01)
+        with monkeypatch.context() as patch:
+            patch.setattr(service._chain.machine, "execute", damaged)
+            with pytest.raises(LedgerCorrupted):
+                await ledger.transfer(STRANGER.address, 2, NODE)
+        held.set()
+        await first
+        assert not service._chain.pending
+        await ledger.transfer(STRANGER.address, 1, BUYER)
 
 
 async def test_an_uncertified_block_is_proposed_again_in_a_new_term(tmp_path: Path) -> None:
