@@ -174,6 +174,9 @@ class RollupParams(Noun):
     Attributes:
         challenge_ms: how long a leaf can be proven wrong; nothing is paid before that.
         claim_ms: how long after that leaves can be claimed.
+        notice_ms: how long before a batch a task must have been settled elsewhere for its leaf to
+            be a fraud: what became final while the batch was under way, its operator could not
+            know, and others could bring about.
         min_bond_wei: least bond of a batch.
         bond_ppm: least bond as a part of the batch's total. What fraud costs the operator is
             ``slashing.rollup_fraud_ppm`` of the bond.
@@ -183,6 +186,7 @@ class RollupParams(Noun):
         60 * _MINUTE_MS
     )
     claim_ms: Annotated[int, Field(ge=_DAY_MS, le=3650 * _DAY_MS, strict=True)] = 365 * _DAY_MS
+    notice_ms: Annotated[int, Field(ge=0, le=_DAY_MS, strict=True)] = _MINUTE_MS
     min_bond_wei: Annotated[Wei, Field(ge=1, le=10**24)] = 10**18
     bond_ppm: Ppm = 500_000
 

@@ -40,12 +40,16 @@ from daifi_flows.ledger._rollups import ClaimedWord, RollupRecord, rollup_key, w
 from daifi_flows.ledger._rules.rollup import RULES
 from daifi_flows.rollup import Batch, BatchAttestation, BatchStatement, Leaf, LeafProof
 
-CHALLENGE, CLAIM = 60_000, 86_400_000
+CHALLENGE, CLAIM, NOTICE = 60_000, 86_400_000, 3_000
 GENESIS = make_genesis(
     params=Params(
         fees=FREE,
         rollup=RollupParams(
-            challenge_ms=CHALLENGE, claim_ms=CLAIM, min_bond_wei=DAI, bond_ppm=500_000
+            challenge_ms=CHALLENGE,
+            claim_ms=CLAIM,
+            notice_ms=NOTICE,
+            min_bond_wei=DAI,
+            bond_ppm=500_000,
         ),
     )
 )
@@ -487,11 +491,11 @@ def test_a_leaf_that_names_no_node_is_not_paid_to_nobody() -> None:
 
 
 def settled_before(bench: Rollups, number: int) -> None:
-    """Task ``number`` settled by itself, a while before any batch."""
+    """Task ``number`` settled by itself, just long enough before any batch."""
     bench.reach(TaskState.COMMITTED, make_spec(number))
     finding = attest(make_spec(number), ledger_id=GENESIS.ledger_id)
     bench.do(t.Settle, BUYER, attestation=finding, metadata=META)
-    bench.now += 1
+    bench.now += NOTICE + 1
 
 
 def rejected(number: int, **changes: object):
@@ -503,7 +507,9 @@ def rejected(number: int, **changes: object):
 
 
 def by_duplicate(bench: Rollups) -> tuple[Batch, t.Transaction]:
-    earlier, batch = bench.submit(leaves(6)), bench.submit(leaves(4, start=5))
+    earlier = bench.submit(leaves(6))
+    bench.now += NOTICE + 1
+    batch = bench.submit(leaves(4, start=5))
     return batch, bench.make(
         t.ProveDuplicate,
         STRANGER,
@@ -600,7 +606,9 @@ def test_fraud_needs_a_leaf_of_the_batch(fraud: Fraud) -> None:
 
 def test_the_earlier_of_two_batches_is_not_the_wrong_one() -> None:
     bench = Rollups()
-    earlier, later = bench.submit(leaves(6)), bench.submit(leaves(4, start=5))
+    earlier = bench.submit(leaves(6))
+    bench.now += NOTICE + 1
+    later = bench.submit(leaves(4, start=5))
 
     def accuse(batch: Batch, at: int, other: Batch, other_at: int) -> t.Transaction:
         return bench.make(
@@ -635,12 +643,26 @@ def test_a_task_settled_with_or_after_the_batch_is_no_fraud() -> None:
         assert bench.refused(bench.make(t.ProveSettled, STRANGER, **accuse)) == "bad-proof"
 
 
+@pytest.mark.parametrize("fraud", [by_duplicate, by_settlement])
+def test_an_operator_is_not_framed_by_what_became_final_just_before(fraud: Fraud) -> None:
+    """Whoever holds another finding about the task could bring it when it sees the batch come."""
+    bench = Rollups()
+    batch, tx = fraud(bench)
+    record = bench.record(batch)
+    assert record is not None
+    sooner = record.model_copy(update={"submitted_ms": record.submitted_ms - 1})
+    bench.state.apply({record.key(): sooner})
+    assert bench.refused(tx) == "bad-proof"
+    bench.state.apply({record.key(): record})
+    bench.run(tx)
+
+
 def test_a_task_claimed_from_an_earlier_batch_counts_as_settled() -> None:
     bench = Rollups()
     first = bench.submit(leaves(4))
     bench.after_challenge()
     bench.run(bench.claim(first, 3))
-    bench.now += 1
+    bench.now += NOTICE + 1
     batch, by = leaves(3, start=3), bench.now + 10_000
     finding = attested(batch, submit_by_ms=by)
     bench.run(bench.submission(batch, attestation=finding, submit_by_ms=by))

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from ledger_kit import BUYER, DAI, NODE, OTHER, SEAT_ACCOUNTS, STRANGER
-from test_rollup import CHALLENGE, CLAIM, GENESIS, Rollups, attested, leaf
+from test_rollup import CHALLENGE, CLAIM, GENESIS, NOTICE, Rollups, attested, leaf
 
 from daifi_flows.cnft import token_id_of
 from daifi_flows.errors import TransactionRefused
@@ -98,9 +98,9 @@ class RollupMachine(RuleBasedStateMachine):
         held = total - 14 * seat - treasury
         self.batches.append(Model(batch, tasks, amounts, self.bench.now, held, bond))
 
-    @rule()
-    def wait(self) -> None:
-        self.bench.now += 1
+    @rule(ms=st.sampled_from([1, NOTICE, NOTICE + 1]))
+    def wait(self, ms: int) -> None:
+        self.bench.now += ms
 
     @precondition(lambda self: self.batches)
     @rule(data=st.data(), ms=st.sampled_from([CHALLENGE, CHALLENGE, CHALLENGE + CLAIM]))
@@ -147,7 +147,7 @@ class RollupMachine(RuleBasedStateMachine):
             self.attempt(tx, "expired")
         elif self.batches.index(other) >= self.batches.index(model):
             self.attempt(tx, "bad-field")
-        elif model.tasks[index] != other.tasks[other_index]:
+        elif model.tasks[index] != other.tasks[other_index] or other.at + NOTICE >= model.at:
             self.attempt(tx, "bad-proof")
         else:
             self.attempt(tx, None)
@@ -163,7 +163,7 @@ class RollupMachine(RuleBasedStateMachine):
         )
         if self.age(model) >= CHALLENGE:
             self.attempt(tx, "expired")
-        elif self.tokens.get(model.tasks[index], model.at) >= model.at:
+        elif self.tokens.get(model.tasks[index], model.at) + NOTICE >= model.at:
             self.attempt(tx, "bad-proof")
         else:
             self.attempt(tx, None)
@@ -235,3 +235,4 @@ def test_the_model_is_of_the_same_ledger() -> None:
     params = GENESIS.params
     assert (params.fees.committee_ppm, params.fees.treasury_ppm) == (100_000, 50_000)
     assert (params.rollup.challenge_ms, params.rollup.claim_ms) == (CHALLENGE, CLAIM)
+    assert params.rollup.notice_ms == NOTICE

@@ -223,8 +223,20 @@ def _revert(ctx: Context, batch: RollupRecord, leaf: Leaf, reporter: str) -> Fac
     return {"task_id": leaf.task_id, "content": batch.root, "payments": payments}
 
 
+def _require_notice(ctx: Context, batch: RollupRecord, leaf: Leaf, since_ms: int) -> None:
+    """Refuse to convict an operator of what it could not have seen on the ledger in time."""
+    before_ms = batch.submitted_ms - ctx.params.rollup.notice_ms
+    if since_ms >= before_ms:
+        refuse(
+            "bad-proof",
+            f"task {leaf.task_id.hex()} was settled elsewhere at {since_ms} ms; only from before "
+            f"{before_ms} ms on is that the operator's fault. It is still paid once",
+        )
+
+
 def prove_duplicate(ctx: Context, tx: ProveDuplicate) -> Facts:
-    """The later of two batches that settle one task is wrong."""
+    """The later of two batches that settle one task is wrong, if its operator could see the
+    earlier one."""
     batch = _require_challengeable(ctx, tx.batch)
     earlier = _require_batch(ctx, tx.earlier)
     if earlier.number >= batch.number:
@@ -232,11 +244,12 @@ def prove_duplicate(ctx: Context, tx: ProveDuplicate) -> Facts:
     leaf, other = _require_leaf(batch, tx.proof), _require_leaf(earlier, tx.earlier_proof)
     if leaf.task_id != other.task_id:
         refuse("bad-proof", "the two leaves are about different tasks")
+    _require_notice(ctx, batch, leaf, earlier.submitted_ms)
     return _revert(ctx, batch, leaf, tx.sender)
 
 
 def prove_settled(ctx: Context, tx: ProveSettled) -> Facts:
-    """A task that was settled in a block dated before the batch's must not be in it."""
+    """A task that was settled well before the batch must not be in it."""
     batch = _require_challengeable(ctx, tx.batch)
     leaf = _require_leaf(batch, tx.proof)
     task, token = ctx.layer.task(leaf.task_id), ctx.layer.token(token_id_of(leaf.task_id))
@@ -246,12 +259,7 @@ def prove_settled(ctx: Context, tx: ProveSettled) -> Facts:
         settled_ms = token.minted_ms
     else:
         refuse("bad-proof", f"task {leaf.task_id.hex()} is not settled on this ledger")
-    if settled_ms >= batch.submitted_ms:
-        refuse(
-            "bad-proof",
-            f"task {leaf.task_id.hex()} was settled at {settled_ms} ms, not before the batch "
-            f"({batch.submitted_ms} ms)",
-        )
+    _require_notice(ctx, batch, leaf, settled_ms)
     return _revert(ctx, batch, leaf, tx.sender)
 
 
