@@ -262,12 +262,11 @@ class LedgerClient:
 
     async def flash_attest(self, token_id: bytes, spec: TaskSpec, buyer: Account) -> Receipt:
         """Take an existing token's output for a new task, for what its owner asks now."""
-        token = await self._port.token(token_id)
-        if token is None:
-            raise TransactionRefused(
-                f"token {token_id.hex()} was never minted on this ledger", code="unknown"
-            )
-        fee_wei = token.fee_to_reuse_wei((await self._port.params()).tokens.reuse_ppm)
+        token = held = await self._require_token(token_id)
+        while held.merged_into is not None:
+            held = await self._require_token(held.merged_into)
+        terms = (await self._port.params()).tokens
+        fee_wei = token.fee_to_reuse_wei(terms.reuse_ppm, held.owner)
         fields = {"of": token_id, "spec": spec, "fee_wei": fee_wei}
         return await self.submit(FlashAttest, buyer, fields)
 
@@ -304,6 +303,14 @@ class LedgerClient:
                 balance_wei=balance_wei,
                 needed_wei=amount_wei,
             )
+
+    async def _require_token(self, token_id: bytes) -> TokenRecord:
+        token = await self._port.token(token_id)
+        if token is None:
+            raise TransactionRefused(
+                f"token {token_id.hex()} was never minted on this ledger", code="unknown"
+            )
+        return token
 
     async def _require(self, task_id: bytes) -> TaskRecord:
         task = await self._port.task(task_id)

@@ -220,8 +220,9 @@ class TokenRecord(Record):
         royalty_ppm: part of each sale's price that the ``payees`` share (ERC-2981).
         payees: fixed when the token is minted; they add up to one.
         approved: who may move it beside its owner and the owner's operators.
-        reuse_fee_wei: what its owner asks for a flash attest; absent: the parameters' share of
+        reuse_fee_wei: what its holder asked for a flash attest; absent: the parameters' share of
             what the execution cost.
+        priced_by: who asked that: of a merged token it counts only while it is still theirs.
         of: the executed token that a reference token reuses.
         merged_into: the token this one went into; from then on it cannot move.
         depth: how many merges are under it.
@@ -243,6 +244,7 @@ class TokenRecord(Record):
     payees: tuple[Share, ...] = ()
     approved: Address | None = None
     reuse_fee_wei: Wei | None = None
+    priced_by: Address | None = None
     of: Bytes32 | None = None
     merged_into: Bytes32 | None = None
     depth: Uint = 0
@@ -258,9 +260,14 @@ class TokenRecord(Record):
         parts = royalties(sale_wei, self.royalty_ppm, self.payees)
         return tuple((share.payee, part) for share, part in zip(self.payees, parts, strict=True))
 
-    def fee_to_reuse_wei(self, reuse_ppm: int) -> int:
-        """What a flash attest of it costs: the owner's price, or a part of the execution's."""
-        if self.reuse_fee_wei is not None:
+    def fee_to_reuse_wei(self, reuse_ppm: int, holder: str) -> int:
+        """What a flash attest of it costs: the holder's price, or a part of the execution's.
+
+        Args:
+            holder: its owner, or who owns what it was merged into; the price of one before is
+                not the holder's word.
+        """
+        if self.reuse_fee_wei is not None and self.priced_by == holder:
             return self.reuse_fee_wei
         return self.origin.price_wei * reuse_ppm // PPM if self.origin is not None else 0
 

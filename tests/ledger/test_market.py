@@ -253,6 +253,17 @@ async def test_tokens_move_and_are_reused_once_through_a_client(tmp_path: Path) 
         assert await ledger.flash_attest(token, again, NODE) == receipt
         with pytest.raises(TransactionRefused, match="never minted"):
             await ledger.flash_attest(META, again, NODE)
+        # Of a token that was merged and sold, the seller's price is not asked any more.
+        reference = receipt.leaf.token_id
+        await ledger.transfer_token(reference, BUYER.address, NODE)
+        merged = await ledger.submit(t.Merge, BUYER, {"tokens": (token, reference)})
+        third = await ledger.flash_attest(token, make_spec(2, buyer=NODE.address), NODE)
+        assert sum(payment.amount_wei for payment in third.leaf.payments) == 5
+        await ledger.transfer_token(merged.leaf.token_id, NODE.address, BUYER)
+        fourth = await ledger.flash_attest(token, make_spec(3, buyer=NODE.address), NODE)
+        assert sum(payment.amount_wei for payment in fourth.leaf.payments) == DAI // 5
+        await ledger.transfer_token(merged.leaf.token_id, BUYER.address, NODE)
+        token = merged.leaf.token_id
 
         key = listing_key(token)
         assert await ledger.record(ListingRecord, key) is None

@@ -280,6 +280,23 @@ def test_the_owner_prices_reuse_until_the_token_moves() -> None:
     bench.do(t.FlashAttest, STRANGER, of=of, spec=spec, fee_wei=DAI // 5)
 
 
+def test_a_price_for_reuse_ends_with_the_sale_of_what_the_token_went_into() -> None:
+    bench = TokenBench()
+    tokens = tuple(bench.mint(i) for i in range(2))
+    merged = bench.do(t.Merge, BUYER, tokens=tokens).token_id
+    bench.do(t.PriceReuse, BUYER, token_id=tokens[0], fee_wei=0)
+    reuse = {"of": tokens[0], "fee_wei": 0}
+    bench.do(t.FlashAttest, BUYER, **reuse, spec=make_spec(5))
+    _send(bench, BUYER, merged, STRANGER)
+    # Who sold it cannot reuse it for nothing, nor let anybody else.
+    for number, who in ((6, BUYER), (7, OTHER)):
+        spec = make_spec(number, buyer=who.address)
+        with pytest.raises(TransactionRefused, match=f"costs {DAI // 5} wei"):
+            bench.do(t.FlashAttest, who, **reuse, spec=spec)
+    bench.do(t.PriceReuse, STRANGER, token_id=tokens[0], fee_wei=9)
+    bench.do(t.FlashAttest, BUYER, of=tokens[0], fee_wei=9, spec=make_spec(8))
+
+
 def test_work_is_the_spec_without_its_terms() -> None:
     spec = make_spec(0)
     for terms in (

@@ -120,7 +120,7 @@ def mint(
 def move(ctx: Context, token: TokenRecord, to: str) -> None:
     """Give a token another owner: what the old one had said about it ends."""
     end_listing(ctx, token.token_id)
-    update = {"owner": to, "approved": None, "reuse_fee_wei": None}
+    update = {"owner": to, "approved": None, "reuse_fee_wei": None, "priced_by": None}
     ctx.layer.put(token.model_copy(update=update))
 
 

@@ -55,7 +55,8 @@ def price_reuse(ctx: Context, tx: PriceReuse) -> Facts:
     _require_origin(token)
     if holder_of(ctx.layer, token) != tx.sender:
         refuse("bad-role", f"only the holder {holder_of(ctx.layer, token)} can price this token")
-    ctx.layer.put(token.model_copy(update={"reuse_fee_wei": tx.fee_wei}))
+    update = {"reuse_fee_wei": tx.fee_wei, "priced_by": tx.sender}
+    ctx.layer.put(token.model_copy(update=update))
     return {"token_id": token.token_id}
 
 
@@ -87,14 +88,15 @@ def flash_attest(ctx: Context, tx: FlashAttest) -> Facts:
             "but buyer, nonce, deadline and highest price",
         )
     params = ctx.params
-    asked_wei = original.fee_to_reuse_wei(params.tokens.reuse_ppm)
+    holder = holder_of(ctx.layer, original)
+    asked_wei = original.fee_to_reuse_wei(params.tokens.reuse_ppm, holder)
     if tx.fee_wei != asked_wei:
         refuse("bad-state", f"reusing this token costs {asked_wei} wei, not {tx.fee_wei}")
     if asked_wei > spec.max_price_wei:
         refuse("bad-field", f"the fee is over the task's highest price of {spec.max_price_wei} wei")
     ctx.debit(tx.sender, asked_wei)
     treasury_wei = royalty_wei(asked_wei, params.fees.treasury_ppm)
-    payments = ctx.credit(holder_of(ctx.layer, original), asked_wei - treasury_wei, "reuse")
+    payments = ctx.credit(holder, asked_wei - treasury_wei, "reuse")
     payments += ctx.to_treasury(treasury_wei, "treasury")
     reference = TokenRecord(
         token_id=token_id,
