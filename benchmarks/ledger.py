@@ -2,8 +2,8 @@
 
 One process runs the service on its file, as durable as by default; a second holds all 21 seats
 with their journal and one replica that executes every block again. ``DAIFI_BENCH_PARTS=rollup``
-measures only some of ``rollup``, ``signed`` and ``growth``; ``DAIFI_BENCH_SCALE=0.1`` does a tenth
-of the work.
+measures only some of ``rollup``, ``signed``, ``stages`` and ``growth``;
+``DAIFI_BENCH_SCALE=0.1`` does a tenth of the work.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ __all__ = ["figures"]
 _PARTS = {
     "rollup": "_ledger_rollup",
     "signed": "_ledger_signed",
+    "stages": "_ledger_stages",
     "growth": "_ledger_growth",
 }
 
