@@ -191,8 +191,6 @@ class Fault(StrEnum):
     """The committee rejected an execution."""
     EQUIVOCATION = "equivocation"
     """Two signatures where the protocol allows one."""
-    LEASE_DEFAULT = "lease default"
-    """Leased capacity was not delivered."""
     ROLLUP_FRAUD = "rollup fraud"
     """A batch held a leaf that was proven wrong."""
     UNANSWERED = "unanswered"

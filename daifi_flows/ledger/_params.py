@@ -82,8 +82,6 @@ class SlashingParams(Noun):
     """Lost when the committee rejects the node's execution."""
     equivocation_ppm: _SlashPpm = 500_000
     """Lost by who signs two things where one is allowed."""
-    lease_default_ppm: _SlashPpm = 100_000
-    """Lost by who leases out capacity and does not deliver it."""
     rollup_fraud_ppm: _SlashPpm = 500_000
     """Lost by the operator of a batch with a leaf that is proven wrong."""
     unanswered_ppm: _SlashPpm = 500_000
@@ -105,8 +103,6 @@ class SlashingParams(Noun):
                 return self.rejected_ppm
             case Fault.EQUIVOCATION:
                 return self.equivocation_ppm
-            case Fault.LEASE_DEFAULT:
-                return self.lease_default_ppm
             case Fault.ROLLUP_FRAUD:
                 return self.rollup_fraud_ppm
             case Fault.UNANSWERED:
