@@ -304,12 +304,24 @@ class Chain:
             self.queued.pop(tx_id, None)
         for raw, tx_id in again:
             try:
-                self.add(raw, now_ms)
+                read = self._read(raw)
+                self._refuse_repeat(read)
+                self.accept(read, now_ms)
             except TransactionRefused as error:
                 dropped.append(Dropped(tx_id, error))
             except LedgerUnavailable as error:  # no room behind the other builder's block
                 dropped.append(Dropped(tx_id, TransactionRefused(str(error), code="unknown")))
         return dropped
+
+    def _refuse_repeat(self, read: Incoming) -> None:
+        """A request that was signed again, with another nonce, is not done a second time."""
+        for key in read.marks:
+            mark = self.pending_mark(key)
+            if mark is not None and (mark.intent == read.intent or key == read.tx.request_mark()):
+                raise TransactionRefused(
+                    f"transaction {mark.tx.hex()} does this already; send it again for its receipt",
+                    code="duplicate",
+                )
 
     def finalise(self, certificate: QuorumCertificate) -> Pending:
         """Make the oldest pending block final."""

@@ -282,6 +282,8 @@ class LedgerService(LedgerReads):
         waiter = self._waiters.get(tx_id)
         if waiter is None and self._broken is not None:
             raise self._broken
+        if waiter is None and tx_id in self._chain.queued:  # it came with another writer's block
+            waiter = self._waiters[tx_id] = asyncio.get_running_loop().create_future()
         if waiter is not None:
             try:
                 height, position = await _wait_for(waiter, self._wait_timeout_s)

@@ -156,6 +156,38 @@ async def test_a_new_leader_goes_on_with_the_block_that_seats_signed(tmp_path: P
     assert audit(tmp_path / "new.db").height == 2
 
 
+async def test_a_request_that_a_new_leader_was_sent_again_is_done_once(tmp_path: Path) -> None:
+    """Its first transaction is in the block that seats signed, the second has another nonce."""
+
+    def paying(request: bytes, wei: int, nonce: int) -> bytes:
+        to, sender = STRANGER.address, BUYER.address
+        tx = t.Transfer(sender=sender, nonce=nonce, to=to, amount_wei=wei, request=request)
+        return tx.signed(BUYER, GENESIS.ledger_id).encode()
+
+    class Partial(SeatsHere):
+        async def certify(self, *args: Any) -> Any:
+            return (await super().certify(*args))[:9]
+
+    one, two = bytes([1]) * 32, bytes([2]) * 32
+    seats = Partial(GENESIS)
+    async with running(tmp_path / "lost.db", seats) as (_, service):
+        first = await service.enqueue(paying(one, 7, 0))
+        while not seats.asked:
+            await asyncio.sleep(0.01)
+    heir = SeatsHere(GENESIS, replica=seats.replica, proposed=dict(seats.proposed))
+    async with running(tmp_path / "new.db", heir) as (ledger, service):
+        sent = [
+            await service.enqueue(paying(two, 100, 0)),
+            await service.enqueue(paying(one, 7, 1)),
+        ]
+        for tx in sent:
+            with pytest.raises(TransactionRefused):
+                await service.wait(tx)
+        again = await service.enqueue(paying(one, 7, 1))
+        assert again == first and (await service.wait(again)).leaf.tx == first
+        assert (await ledger.account(STRANGER.address)).balance_wei == 7
+
+
 async def test_a_leader_that_was_replaced_gets_nothing_signed_and_stops(tmp_path: Path) -> None:
     """What the new one was told by the seats stays so: the old one cannot split them after."""
     seats = SeatsHere(GENESIS)
