@@ -24,7 +24,7 @@ from daifi_flows.merkle import MountainRange, leaf_hash, mountain_proof, verify_
 __all__ = ["figures"]
 
 _RUNS = 3
-_TRANSFERS = max(1_000, round(6_000 * SCALE))
+_TRANSFERS = max(1_000, round(15_000 * SCALE))
 """Of each run."""
 _WARM_UP = 1_000
 _LATENCY_S = 15 * SCALE
