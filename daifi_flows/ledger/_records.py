@@ -91,6 +91,7 @@ class TaskRecord(Record):
         eta_ms: time to answer that the node promised in its bid, as far as it counts; 0: it was
             assigned directly.
         bond_wei: part of the node's stake that vouches for this assignment.
+        vouched_until_ms: until then the node's stake is in reach, whatever governance changes.
         challenge_until_ms: from then on the output cannot be disputed any more.
         disputes: how many disputes there were about the output.
         committer: who committed the proof first.
@@ -117,6 +118,7 @@ class TaskRecord(Record):
     reveal_ms: Uint = 0
     eta_ms: Uint = 0
     bond_wei: Wei = 0
+    vouched_until_ms: Uint = 0
     challenge_until_ms: Uint = 0
     disputes: Uint = 0
     committer: Address | None = None
@@ -138,6 +140,8 @@ class AccountRecord(Record):
         locked: earned money that can be taken back until it is due.
         bonded_wei: part of the stake that vouches for tasks under way and cannot be unstaked. A
             slash may leave less at stake than this.
+        vouching_until_ms: what is unstaked stays in reach until then at least: unbonding was to
+            last so long when the last task was assigned.
         accepted: executions of this node that the committee accepted, ever.
         rejected: executions of this node that the committee rejected, ever.
         standing: the same, fading with time: the ground of its reputation.
@@ -149,6 +153,7 @@ class AccountRecord(Record):
     nonce: Uint = 0
     stake_wei: Wei = 0
     bonded_wei: Wei = 0
+    vouching_until_ms: Uint = 0
     unbonding: tuple[Tranche, ...] = ()
     locked: tuple[Tranche, ...] = ()
     accepted: Uint = 0

@@ -17,8 +17,10 @@ from ledger_kit import (
     make_genesis,
     make_spec,
 )
+from market_bench import Market
 
 from daifi_flows.cnft import PPM, Decision
+from daifi_flows.dispute import DisputeFinding
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import InsufficientFunds, TransactionRefused
 from daifi_flows.keys import BlsKey
@@ -27,6 +29,7 @@ from daifi_flows.ledger._economics import Fault
 from daifi_flows.ledger._nodes import BlsKeyRecord, bls_key_key
 from daifi_flows.ledger._params import (
     DisputeParams,
+    ParamsRecord,
     RewardParams,
     SlashingParams,
     StakingParams,
@@ -266,6 +269,49 @@ def test_stake_cannot_leave_before_what_it_vouches_for() -> None:
             staking=StakingParams(unbonding_ms=DAY),
             disputes=DisputeParams(evidence_ms=DAY + 1),
         )
+
+
+def cut(bench: Bench) -> None:
+    """Governance makes all of these as short as they may be."""
+    params = bench.state.params()
+    short = params.model_copy(
+        update={
+            "staking": params.staking.model_copy(update={"unbonding_ms": 60_000}),
+            "rewards": params.rewards.model_copy(update={"challenge_ms": 0}),
+            "tasks": params.tasks.model_copy(update={"settle_grace_ms": 0}),
+            "disputes": params.disputes.model_copy(update={"evidence_ms": 60_000}),
+        }
+    )
+    assert Params.from_plain(short.plain()) == short
+    bench.state.apply({b"p": ParamsRecord(params=short)})
+
+
+def test_shorter_unbonding_lets_no_stake_go_that_vouches_already() -> None:
+    bench = Market()
+    spec = bench.reach(TaskState.SETTLED)
+    assigned = bench.now
+    cut(bench)
+    bench.do(t.Unstake, NODE, amount_wei=50 * DAI)
+    assert [each.due_ms for each in bench.state.account(NODE.address).unbonding] == [
+        assigned + WEEK
+    ]
+    bench.do(t.Unstake, OTHER, amount_wei=50 * DAI)  # it vouches for nothing
+    bench.now += 80_000
+    assert bench.state.account(OTHER.address).at(bench.now).unbonding == ()
+    bench.run(bench.dispute_tx(spec, OTHER))
+    receipt = bench.resolve(spec, DisputeFinding.UPHELD)
+    assert sum(p.amount_wei for p in receipt.payments if p.reason == "slash") == 25 * DAI
+    bench.now = assigned + WEEK
+    assert bench.state.account(NODE.address).at(bench.now).unbonding == ()
+
+
+def test_shorter_unbonding_takes_no_pay_away() -> None:
+    bench = Bench()
+    spec = bench.reach(TaskState.COMMITTED)
+    cut(bench)
+    bench.now = spec.deadline_ms - 1  # later than the new unbonding
+    bench.do(t.Settle, BUYER, attestation=attest(spec), metadata=bytes(32))
+    assert bench.state.task(spec.task_id).state is TaskState.SETTLED
 
 
 def test_a_task_longer_than_unbonding_is_not_assigned() -> None:

@@ -15,7 +15,7 @@ from daifi_flows.ledger._records import TaskRecord
 from daifi_flows.ledger._rules._context import Context, refuse
 from daifi_flows.ledger._rules._stakes import share_out
 
-__all__ = ["bond", "bond_wei", "charged", "forfeit_bond", "free_bond"]
+__all__ = ["bond", "bond_wei", "charged", "forfeit_bond", "free_bond", "vouched_until_ms"]
 
 
 def bond_wei(ctx: Context, price_wei: int) -> int:
@@ -24,7 +24,8 @@ def bond_wei(ctx: Context, price_wei: int) -> int:
 
 
 def bond(ctx: Context, node: str, price_wei: int) -> int:
-    """Bond a part of a node's stake; how much, in wei."""
+    """Bond a part of a node's stake, and keep all of it in reach for as long as unbonding lasts
+    today, even if governance makes that shorter; how much is bonded, in wei."""
     amount_wei = bond_wei(ctx, price_wei)
     account = ctx.account(node)
     if account.free_stake_wei < amount_wei:
@@ -33,10 +34,17 @@ def bond(ctx: Context, node: str, price_wei: int) -> int:
             f"{account.free_stake_wei} wei of node {node}'s stake vouch for no other task, and "
             f"this one needs {amount_wei}; choose another node, or wait until it has settled some",
         )
-    if amount_wei:
-        bonded_wei = account.bonded_wei + amount_wei
-        ctx.layer.put(account.model_copy(update={"bonded_wei": bonded_wei}))
+    update = {
+        "bonded_wei": account.bonded_wei + amount_wei,
+        "vouching_until_ms": max(account.vouching_until_ms, vouched_until_ms(ctx)),
+    }
+    ctx.layer.put(account.model_copy(update=update))
     return amount_wei
+
+
+def vouched_until_ms(ctx: Context) -> int:
+    """Until when stake is in reach that vouches for what is assigned now."""
+    return ctx.now_ms + ctx.params.staking.unbonding_ms
 
 
 def free_bond(ctx: Context, task: TaskRecord) -> None:

@@ -58,6 +58,7 @@ def reopen(ctx: Context, task: TaskRecord, barred: tuple[str, ...]) -> None:
             "answered_ms": 0,
             "eta_ms": 0,
             "bond_wei": 0,
+            "vouched_until_ms": 0,
         }
     )
     ctx.layer.put(task)

@@ -77,8 +77,7 @@ def settle(ctx: Context, tx: Settle) -> Facts:
     require_state(task, TaskState.COMMITTED)
     if tx.sender not in (task.spec.buyer, task.node):
         refuse("bad-role", "only the buyer or the node can settle: the metadata is theirs")
-    params = ctx.params
-    if ctx.now_ms + params.disputing_ms > task.assigned_ms + params.staking.unbonding_ms:
+    if ctx.now_ms + ctx.params.disputing_ms > task.vouched_until_ms:
         refuse(
             "expired",
             "the output could be challenged when the node's stake may be out of reach: it was "

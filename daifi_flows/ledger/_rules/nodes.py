@@ -100,7 +100,7 @@ def unstake(ctx: Context, tx: Unstake) -> Facts:
             f"{voted_wei} wei of the stake of {tx.sender} voted on a proposal that is still open; "
             "they stay until its vote ends",
         )
-    due = due_ms(ctx.now_ms, ctx.params.staking.unbonding_ms)
+    due = max(due_ms(ctx.now_ms, ctx.params.staking.unbonding_ms), account.vouching_until_ms)
     ctx.layer.put(
         account.model_copy(
             update={

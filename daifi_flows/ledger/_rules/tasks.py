@@ -13,7 +13,7 @@ from daifi_flows.ledger._economics import surged_wei
 from daifi_flows.ledger._records import TaskRecord, TaskState
 from daifi_flows.ledger._rules import attested
 from daifi_flows.ledger._rules._auctions import award, check_windows, start_auction
-from daifi_flows.ledger._rules._bonds import bond, charged, forfeit_bond
+from daifi_flows.ledger._rules._bonds import bond, charged, forfeit_bond, vouched_until_ms
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
 from daifi_flows.ledger._rules._minting import holder_of
 from daifi_flows.ledger._rules._tasks import (
@@ -115,7 +115,7 @@ def assign(ctx: Context, tx: Assign) -> Facts:
         if tx.node != ctx.leased:
             _check_ask(ctx, node.registered, tx.price_wei)
     open_ms = task.spec.deadline_ms + params.vouching_ms
-    if open_ms > ctx.now_ms + params.staking.unbonding_ms:
+    if open_ms > vouched_until_ms(ctx):
         refuse(
             "bad-field",
             f"the task's output could be challenged until {open_ms} ms, when stake that starts to "
@@ -130,6 +130,7 @@ def assign(ctx: Context, tx: Assign) -> Facts:
                 "assigned_ms": ctx.now_ms,
                 "eta_ms": eta_ms,
                 "bond_wei": bond(ctx, tx.node, tx.price_wei),
+                "vouched_until_ms": vouched_until_ms(ctx),
             }
         )
     )
