@@ -133,7 +133,10 @@ class Snapshot:
             self.header = BlockHeader.from_plain(plain["header"])
             self.certificate = QuorumCertificate.from_plain(plain["certificate"])
             self.count = int(plain["entries"])
-            self.history = MountainRange(self.header.history_size, tuple(plain["peaks"]))
+            peaks: tuple[object, ...] = tuple(plain["peaks"])
+            self.history = MountainRange(
+                self.header.history_size, tuple(each for each in peaks if isinstance(each, bytes))
+            )
         except (EncodingError, KeyError, TypeError, ValueError) as error:
             raise self._damaged(str(error)) from error
         if self.header.ledger_id != genesis.ledger_id:
@@ -149,7 +152,10 @@ class Snapshot:
         return LedgerCorrupted(f"snapshot {self.path} cannot be used ({why}): remove it")
 
     def _take(self, size: int) -> bytes:
-        data = self._file.read(size)
+        try:
+            data = self._file.read(size)
+        except OSError as error:
+            raise self._damaged(str(error)) from error
         if len(data) != size:
             raise self._damaged("it is cut short")
         self._digest.update(data)

@@ -24,6 +24,7 @@ from ledger_kit import (
     make_genesis,
 )
 
+from daifi_flows.encoding import canonical, decode_canonical
 from daifi_flows.errors import LedgerCorrupted, LedgerError, LedgerUnavailable
 from daifi_flows.ledger import (
     Follower,
@@ -312,6 +313,13 @@ async def test_a_damaged_snapshot_is_passed_over(closed: Path, tmp_path: Path) -
         assert load_newest(folder, GENESIS) is None
     path.write_bytes(good + b"\0")
     assert load_newest(folder, GENESIS) is None
+    start = good.index(b"\n") + 1
+    end = start + 4 + int.from_bytes(good[start : start + 4], "big")
+    plain = decode_canonical(good[start + 4 : end])
+    for wrong in ({"peaks": [1]}, {"peaks": ["x" * 32]}, {"entries": [1]}, {"header": []}):
+        frame = canonical({**plain, **wrong})
+        path.write_bytes(good[:start] + len(frame).to_bytes(4, "big") + frame + good[end:])
+        assert load_newest(folder, GENESIS) is None, wrong
     path.write_bytes(good)
     assert load_newest(folder, make_genesis(salt=b"\1" * 32)) is None
     with (
