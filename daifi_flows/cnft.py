@@ -342,7 +342,7 @@ class NodeInfo(Noun):
         models: digests of the models it offers; empty: any that its engines load.
         direct: 1 when buyers may give it tasks that it did not bid for, else 0.
         bls_public: its BLS key, with which it can sit on a committee.
-        bls_possession: proof that it holds that key.
+        bls_possession: proof that it holds that key, for its address (``ledger.prove_node_key``).
     """
 
     name: Label

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from daifi_flows.ledger._follower import BlockSource, Follower
     from daifi_flows.ledger._governance import Choice, ModelListing, Outcome, ProposalRecord
     from daifi_flows.ledger._governing import Governance
+    from daifi_flows.ledger._nodes import prove_node_key
     from daifi_flows.ledger._params import Allocation, Genesis, Params
     from daifi_flows.ledger._proposing import BuilderPort
     from daifi_flows.ledger._records import (
@@ -66,6 +67,7 @@ __all__ = [
     "bid_commitment",
     "export_ledger",
     "import_ledger",
+    "prove_node_key",
     "verify_state",
 ]
 
@@ -87,6 +89,7 @@ _HOMES = {
     "AuditReport": "_audit",
     "audit": "_audit",
     "bid_commitment": "_bids",
+    "prove_node_key": "_nodes",
     "Certifier": "_certifier",
     "History": "_certifier",
     "LedgerClient": "_client",

@@ -26,7 +26,7 @@ from daifi_flows.errors import InsufficientFunds, TransactionRefused
 from daifi_flows.keys import BlsKey
 from daifi_flows.ledger import Params, TaskState
 from daifi_flows.ledger._economics import Fault
-from daifi_flows.ledger._nodes import BlsKeyRecord, bls_key_key
+from daifi_flows.ledger._nodes import BlsKeyRecord, bls_key_key, prove_node_key
 from daifi_flows.ledger._params import (
     DisputeParams,
     ParamsRecord,
@@ -70,7 +70,7 @@ def context(bench: Bench) -> Context:
 
 
 def with_key(node, key: BlsKey, proof: bytes | None = None):
-    proof = key.prove_possession() if proof is None else proof
+    proof = prove_node_key(key, node.address) if proof is None else proof
     return info_of(node).model_copy(update={"bls_public": key.public, "bls_possession": proof})
 
 
@@ -355,7 +355,6 @@ def test_a_bls_key_belongs_to_one_node_until_it_lets_go() -> None:
     held = bench.state.find(BlsKeyRecord, bls_key_key(KEY.public))
     assert held is not None and held.owner == NODE.address
     bench.do(t.Register, NODE, info=with_key(NODE, KEY))  # its own key, once more
-    # The proof is public; whoever copies it has not got the key.
     said = refusal(bench, "duplicate", t.Register, OTHER, info=with_key(OTHER, KEY))
     assert NODE.address in said
     bench.do(t.Register, NODE, info=with_key(NODE, OTHER_KEY))
@@ -366,15 +365,25 @@ def test_a_bls_key_belongs_to_one_node_until_it_lets_go() -> None:
     assert bench.state.find(BlsKeyRecord, bls_key_key(KEY.public)) is None
 
 
+def test_a_copied_proof_registers_nobody_elses_key() -> None:
+    bench = Bench()
+    copied = with_key(OTHER, KEY, prove_node_key(KEY, NODE.address))
+    refusal(bench, "bad-signature", t.Register, OTHER, info=copied)
+    bench.do(t.Register, NODE, info=with_key(NODE, KEY))
+    bench.do(t.Retire, NODE)  # its proof is public by now
+    refusal(bench, "bad-signature", t.Register, OTHER, info=copied)
+
+
 @pytest.mark.parametrize(
     ("code", "info"),
     [
-        ("bad-signature", with_key(NODE, KEY, OTHER_KEY.prove_possession())),
+        ("bad-signature", with_key(NODE, KEY, prove_node_key(OTHER_KEY, NODE.address))),
+        ("bad-signature", with_key(NODE, KEY, KEY.prove_possession())),
         ("bad-signature", with_key(NODE, KEY, bytes(96))),
         ("bad-field", info_of(NODE).model_copy(update={"bls_public": KEY.public})),
         (
             "bad-field",
-            info_of(NODE).model_copy(update={"bls_possession": KEY.prove_possession()}),
+            info_of(NODE).model_copy(update={"bls_possession": bytes(96)}),
         ),
         ("bad-field", info_of(NODE).model_copy(update={"models": (keccak256(b"m"),) * 2})),
         ("bad-role", info_of(OTHER)),

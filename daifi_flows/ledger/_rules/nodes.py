@@ -7,8 +7,7 @@ from typing import Final
 
 from daifi_flows.cnft import NodeInfo, Payment
 from daifi_flows.errors import InsufficientFunds
-from daifi_flows.keys import check_possession
-from daifi_flows.ledger._nodes import BlsKeyRecord, bls_key_key
+from daifi_flows.ledger._nodes import BlsKeyRecord, bls_key_key, node_key_proven
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, positive, refuse
 from daifi_flows.ledger._rules.governance import held_stake_wei
 from daifi_flows.ledger._tranches import due_ms, matured, with_tranche
@@ -61,8 +60,11 @@ def _bind_key(ctx: Context, info: NodeInfo) -> None:
     held = ctx.layer.find(BlsKeyRecord, bls_key_key(info.bls_public))
     if held is not None:
         refuse("duplicate", f"this BLS key is registered for {held.owner}; make another")
-    if not check_possession(info.bls_public, info.bls_possession):
-        refuse("bad-signature", "the proof of possession of the BLS key does not verify")
+    if not node_key_proven(info.bls_public, info.address, info.bls_possession):
+        refuse(
+            "bad-signature",
+            f"the proof does not show that the BLS key's holder registers it for {info.address}",
+        )
     ctx.layer.put(BlsKeyRecord(public=info.bls_public, owner=info.address))
 
 
