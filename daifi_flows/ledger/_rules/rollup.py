@@ -229,8 +229,8 @@ def _require_notice(ctx: Context, batch: RollupRecord, leaf: Leaf, since_ms: int
     if since_ms >= before_ms:
         refuse(
             "bad-proof",
-            f"task {leaf.task_id.hex()} was settled elsewhere at {since_ms} ms; only from before "
-            f"{before_ms} ms on is that the operator's fault. It is still paid once",
+            f"task {leaf.task_id.hex()} is elsewhere since {since_ms} ms; the operator had to know "
+            f"only what was there before {before_ms} ms, and the leaf is not paid twice anyway",
         )
 
 
