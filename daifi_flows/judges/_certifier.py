@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeAlias, TypeVar
 
@@ -24,8 +26,11 @@ History: TypeAlias = Callable[[int], Awaitable[Sequence[bytes]]]
 """Certified blocks from a height on."""
 R = TypeVar("R", CertifyReply, ProposeReply)
 
+_log = logging.getLogger(__name__)
+
 POST_QUORUM_S: Final = 0.25
 """How long a certified block waits for further signers: finality is what users wait for."""
+_NONSENSE: Final = (AttributeError, TypeError, ValueError)
 _LONGEST_WAIT_S: Final = 2.0
 """Longest pause on a host's word before it is asked again."""
 
@@ -85,12 +90,13 @@ class BlockCertifier:
 
         Returns:
             Each seat's share of the next beacon, checked; the highest round that hosts' seats
-            passed over, for each host that has one; blocks on top of it that were signed.
+            passed over, for each host that has one; blocks on top of it that were signed, those
+            that most hosts show first.
         """
         message, head = beacon_message(header.digest), header.canonical()
         shares: dict[int, bytes] = {}
         passed: list[int] = []
-        blocks: list[bytes] = []
+        blocks: Counter[bytes] = Counter()
 
         def absorb(_: int, reply: CertifyReply) -> None:
             # One host must not fill the places of others' seats.
@@ -98,13 +104,13 @@ class BlockCertifier:
                 public = self.committee.seats[index].share
                 if public is not None and verify_bls(public, message, share):
                     shares[index] = share
-            if reply.passed is not None:
+            if isinstance(reply.passed, int):
                 passed.append(reply.passed)
-            if reply.block and reply.block not in blocks:
-                blocks.append(reply.block)
+            if reply.block:
+                blocks[reply.block] += 1
 
         await self._ask_all(lambda host: host.resume(head, term), absorb, shares, history)
-        return sorted(shares.items()), passed, blocks
+        return sorted(shares.items()), passed, [block for block, _ in blocks.most_common()]
 
     async def skip(
         self, parent: BlockHeader, round: int, term: int, history: History
@@ -175,12 +181,18 @@ class BlockCertifier:
         fenced_by: list[int] = []
 
         async def ask(host: SeatTransport) -> CertifyReply:
-            return await self._caught_up(host, call, history)
+            try:
+                return await self._caught_up(host, call, history)
+            except _NONSENSE as error:
+                raise CommitteeError(f"the seat host's answer makes no sense: {error}") from error
 
         def take(number: int, reply: CertifyReply) -> None:
-            if reply.fenced_by is not None:
-                fenced_by.append(reply.fenced_by)
-            absorb(number, reply)
+            try:
+                absorb(number, reply)
+                if isinstance(reply.fenced_by, int):
+                    fenced_by.append(reply.fenced_by)
+            except _NONSENSE as error:  # one host must not spoil what the others say
+                _log.warning("the answer of seat host %d makes no sense: %s", number, error)
 
         deadline = asyncio.get_running_loop().time() + self.timeout_s
         await ask_all(self.hosts, ask, take, patience_s, deadline=deadline)

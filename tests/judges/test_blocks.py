@@ -24,7 +24,7 @@ from daifi_flows.judges._blocks import ROUND_S, BlockOffice
 from daifi_flows.judges._byzantine import traitors
 from daifi_flows.judges._certifier import BlockCertifier
 from daifi_flows.judges._journal import KEPT_HEIGHTS, Journal
-from daifi_flows.judges._messages import HostLost
+from daifi_flows.judges._messages import CertifyReply, HostLost
 from daifi_flows.keys import Account, recover_address, verify_bls
 from daifi_flows.threshold import recover_signature, shares_sound
 
@@ -294,6 +294,31 @@ async def test_a_host_speaks_for_its_own_seats_only(hosts: list[Local], seats: A
     assert [index for index, _, share in signed if share not in (b"", bytes(96))] == list(
         range(7, 20)
     )
+
+
+@pytest.mark.parametrize("answer", ["nothing", "a word", "wrong kinds", "needs"])
+async def test_an_answer_that_makes_no_sense_spoils_no_other(
+    hosts: list[Local], seats: Any, answer: str
+) -> None:
+    class Raving(Local):
+        def __getattr__(self, name: str) -> Any:
+            async def call(*_: Any) -> Any:
+                if answer in ("nothing", "a word"):
+                    return None if answer == "nothing" else answer
+                if answer == "needs":
+                    return CertifyReply(needs_from="all")  # pyright: ignore
+                wrong: Any = ((None, 5), "x", (1,))
+                return CertifyReply(wrong, wrong, passed="x", block=5)  # pyright: ignore
+
+            return call
+
+    everyone = [Raving(hosts[0].office), *hosts[1:]]
+    certifier = BlockCertifier(everyone, seats.committee, timeout_s=0.5)  # pyright: ignore
+    certified = await certifier.certify(header(), header().canonical(), history)
+    assert [index for index, _, _ in certified] == list(range(7, 20))
+    shares, passed, blocks = await certifier.resume(header(4), 5, history)
+    assert [index for index, _ in shares] == list(range(7, 20))
+    assert passed == [] and blocks == [header().canonical()]
 
 
 async def test_a_writer_that_was_replaced_is_told(hosts: list[Local], seats: Any) -> None:
