@@ -38,8 +38,8 @@ EMPTY_ROOT: Final = bytes(32)
 BUCKETS: Final = 1 << 16
 _DEPTH: Final = 16
 _EMPTY, _LEAF, _BRANCH = 0, 1, 2
-_CACHED_BUCKETS: Final = 8_192
-"""Trees of buckets held in memory: 15 entries each, about 40 MB, where there are 10^6 entries."""
+_CACHED_BUCKETS: Final = 4_096
+"""Trees of buckets held in memory: 15 entries each, about 20 MB, where there are 10^6 entries."""
 
 
 def leaf_hash(path: bytes, value: bytes) -> bytes:
