@@ -8,6 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A slow machine is no failure: benchmarks measure time, tests do not.
+settings.register_profile("daifi", deadline=None)
+settings.load_profile("daifi")
 
 # Set before Ray's workers start: they inherit it.
 os.environ["HF_HUB_OFFLINE"] = "1"
