@@ -25,9 +25,10 @@ __all__ = ["figures"]
 
 _LEAVES = 10_000
 _BATCHES = max(4, round(100 * SCALE))
-_WARM_UP = 2_000
-"""Transfers before the first batch: what is kept for a while (read transactions, receipts of the
-last blocks, SQLite's pages) is there, as in any service that has run for a minute."""
+_WARM_UP = 4_000
+"""Transfers to as many new accounts before the first batch: they fill what is kept up to a bound
+(decoded records, read transactions, receipts of the last blocks, SQLite's pages), so that only
+what grows with the settlements shows."""
 _CLAIMS = 50
 """Leaves of a batch that are claimed."""
 _CLAIM_EVERY = 10
@@ -122,7 +123,7 @@ async def _grow_batches(world: World) -> _Grown:
     unclaimed: list[list[ClaimLeaf]] = []
     async with world.service("growth", clock=lambda: now_ms() + skipped_ms) as running:
         grown.fresh_mib = resident_mib()
-        await running.settle(world.transfers(_WARM_UP))
+        await running.settle(world.transfers(_WARM_UP, 0, _payees(0, _WARM_UP)))
         for number in range(1, _BATCHES + 1):
             batch, raw = world.batch(nonce, _LEAVES)
             nonce += 1
@@ -157,14 +158,15 @@ def _claims(world: World, batch: Batch) -> list[ClaimLeaf]:
     ]
 
 
+def _payees(first: int, count: int) -> list[str]:
+    return [Account.from_seed(b"payee %d" % n).address for n in range(first, first + count)]
+
+
 async def _grow_signed(world: World) -> _Grown:
     grown = _Grown()
     async with world.service("growth") as running:
         grown.fresh_mib = resident_mib()
         for first in range(0, _SIGNED, _CHUNK):
-            payees = [
-                Account.from_seed(b"payee %d" % n).address for n in range(first, first + _CHUNK)
-            ]
-            raws = world.transfers(_CHUNK, first, payees)
+            raws = world.transfers(_CHUNK, first, _payees(first, _CHUNK))
             grown.add(first + _CHUNK, await _settle_cpu(running, raws))
     return grown
