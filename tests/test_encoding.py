@@ -26,6 +26,7 @@ from daifi_flows.encoding import (
 )
 from daifi_flows.errors import EncodingError
 
+
 class Named(Noun):
     address: Address
 
