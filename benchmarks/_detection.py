@@ -161,7 +161,7 @@ def figures() -> list[Figure]:
             base = [score for each in peers for score in each.scores[scheme]]
             facts = {
                 "generations": float(len(judged.needed)),
-                "median tokens": judged.tokens / len(judged.needed),
+                "mean tokens": judged.tokens / len(judged.needed),
                 "missed (valid)": float(judged.outcomes[scheme].count(Outcome.VALID)),
                 "unpaid (not valid), %": 100 * (1 - judged.share(scheme, Outcome.VALID)),
                 "ROC AUC": round(auc(base, judged.scores[scheme]), 5),
