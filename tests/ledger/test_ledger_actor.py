@@ -103,11 +103,15 @@ async def test_an_actor_killed_in_mid_flight_loses_and_repeats_nothing(
 ) -> None:
     assert isinstance(ledger, Settlement)
     await asyncio.gather(ledger.register(info_of(NODE), NODE), ledger.stake(10 * DAI, NODE))
-    work = [asyncio.create_task(settle_one(ledger, i)) for i in range(8)]
-    gifts = [asyncio.create_task(ledger.transfer(STRANGER.address, 1, NODE)) for _ in range(8)]
+    work: list[asyncio.Task[Receipt]] = []
+    gifts: list[asyncio.Task[Receipt]] = []
     killed: set[int] = set()
-    for _ in range(2):
-        await asyncio.sleep(0.05)
+    for turn in range(2):
+        work += [asyncio.create_task(settle_one(ledger, 4 * turn + i)) for i in range(4)]
+        gifts += [
+            asyncio.create_task(ledger.transfer(STRANGER.address, 1, NODE)) for _ in range(4)
+        ]
+        await asyncio.sleep(0.02)
         health = await ledger.health()
         assert not all(task.done() for task in work)
         killed.add(health.pid)
