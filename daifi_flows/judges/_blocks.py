@@ -54,8 +54,9 @@ class BlockValidator(Protocol):
         now on refuse writers of older terms."""
         ...
 
-    def signed_after(self, header: BlockHeader) -> bytes:
-        """The block on top of this one that was last given out to sign, not final; or nothing."""
+    def signed_after(self, parent: bytes) -> bytes:
+        """The block on top of this one (its hash) that was last given out to sign, as it was
+        checked, not final; or nothing."""
         ...
 
     def catch_up(self, blocks: Sequence[bytes]) -> Any:
@@ -95,13 +96,22 @@ class BlockOffice:
         header = BlockHeader.from_canonical(header_bytes, max_bytes=_MAX_HEADER_BYTES)
         try:
             with self._lock:
-                digest = self._get_validator().check(block)
+                validator = self._get_validator()
+                digest = validator.check(block)
+                # Not the bytes that came: of a hash that was given out before, they are unchecked.
+                checked = validator.signed_after(header.parent)
         except DaifiError as error:
             return _trouble(error)
         if digest != header.digest:
             return CertifyReply(refused="the block's hash is not its header's")
         able = self._journal.may_sign_block(
-            self._honest, header.ledger_id, header.height, header.round, digest
+            self._honest,
+            header.ledger_id,
+            header.height,
+            header.round,
+            digest,
+            parent=header.parent,
+            block=checked,
         )
         message = QuorumCertificate.message(digest)
         partials = [(index, self._keys[index].bls.sign(message)) for index in able]
@@ -149,13 +159,15 @@ class BlockOffice:
             with self._lock:
                 validator = self._get_validator()
                 validator.confirm(header, term)
-                block = validator.signed_after(header)
+                checked = validator.signed_after(header.digest)
         except DaifiError as error:
             return _trouble(error)
+        # What the seats signed comes first: after a restart the validator may know another block.
+        signed = self._journal.signed_after(self._honest, header.ledger_id, header.digest)
         return CertifyReply(
             shares=tuple(self._shares(self._honest, header.digest)),
             passed=self._journal.passed(self._honest, header.ledger_id, header.height + 1),
-            block=block,
+            block=signed or checked,
         )
 
     def skip(self, parent_bytes: bytes, round: int, term: int) -> CertifyReply:

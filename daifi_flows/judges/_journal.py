@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ __all__ = ["Entry", "Journal"]
 
 KEPT_HEIGHTS: Final = 64
 """Heights remembered per ledger and seat; below them nothing is signed any more."""
+SHOWN_HEIGHTS: Final = 2
+"""Newest heights of a ledger whose signed blocks are kept whole: the newest may not be final, and
+a copy of the ledger that takes over may lack the one before."""
+SHOWN_BLOCKS: Final = 4
+"""Blocks kept whole of one height, those that most seats signed: only two can have so many seats
+that no other finds a quorum."""
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS review (
@@ -37,6 +44,10 @@ CREATE TABLE IF NOT EXISTS approval (
   seat INTEGER NOT NULL, ledger BLOB NOT NULL, height INTEGER NOT NULL, round INTEGER NOT NULL,
   hash BLOB NOT NULL, PRIMARY KEY (seat, ledger, height)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS block (
+  ledger BLOB NOT NULL, height INTEGER NOT NULL, hash BLOB NOT NULL, parent BLOB NOT NULL,
+  data BLOB NOT NULL, PRIMARY KEY (ledger, hash)
+);
 CREATE TABLE IF NOT EXISTS skip (
   seat INTEGER NOT NULL, ledger BLOB NOT NULL, height INTEGER NOT NULL, round INTEGER NOT NULL,
   PRIMARY KEY (seat, ledger, height)
@@ -139,9 +150,18 @@ class Journal:
             )
 
     def may_sign_block(
-        self, seats: Sequence[int], ledger: bytes, height: int, round: int, digest: bytes
+        self,
+        seats: Sequence[int],
+        ledger: bytes,
+        height: int,
+        round: int,
+        digest: bytes,
+        *,
+        parent: bytes = b"",
+        block: bytes = b"",
     ) -> tuple[int, ...]:
-        """Record the block for the seats that may sign it, and return them.
+        """Record the block for the seats that may sign it, and return them. Its bytes, where there
+        are any, are kept with it for :meth:`signed_after`.
 
         A seat signs one hash a height and round, none of a round it has passed over, and none of an
         earlier round than one it signed. The same hash again is the same statement. Whoever
@@ -172,11 +192,36 @@ class Journal:
                     f"DELETE FROM {table} WHERE seat = ? AND ledger = ? AND height <= ?",  # noqa: S608
                     [(seat, ledger, height - 2 * KEPT_HEIGHTS) for seat in fresh],
                 )
-        return tuple(
-            seat
-            for seat in seats
-            if seat in fresh or (seat in signed and signed[seat][1] == digest)
+            hashes = {seat: row[1] for seat, row in signed.items()} | dict.fromkeys(fresh, digest)
+            able = tuple(seat for seat in seats if hashes.get(seat) == digest)
+            if able and block:
+                db.execute(
+                    "INSERT OR IGNORE INTO block VALUES (?, ?, ?, ?, ?)",
+                    (ledger, height, digest, parent, block),
+                )
+            if fresh or block:
+                lowest = max([height, *newest.values()]) - SHOWN_HEIGHTS + 1
+                _drop_blocks(db, ledger, lowest, height, Counter(hashes.values()))
+        return able
+
+    def signed_after(self, seats: Sequence[int], ledger: bytes, parent: bytes) -> bytes:
+        """The block on top of ``parent`` (its hash) that one of these seats signed, of the latest
+        round; or nothing, where none is kept."""
+        rows = self._read(
+            "SELECT a.seat, a.round, a.hash FROM block b JOIN approval a "
+            "ON a.ledger = b.ledger AND a.height = b.height AND a.hash = b.hash "
+            "WHERE b.ledger = ? AND b.parent = ?",
+            (ledger, parent),
         )
+        found = max(
+            ((round, digest) for seat, round, digest in rows if seat in seats), default=None
+        )
+        if found is None:
+            return b""
+        data = self._read(
+            "SELECT data FROM block WHERE ledger = ? AND hash = ?", (ledger, found[1])
+        )
+        return data[0][0] if data else b""
 
     def may_skip(
         self, seats: Sequence[int], ledger: bytes, height: int, round: int
@@ -247,6 +292,19 @@ class Journal:
                     raise
         except sqlite3.Error as error:
             raise CommitteeError(f"seat journal {self._path} cannot be written: {error}") from error
+
+
+def _drop_blocks(
+    db: sqlite3.Connection, ledger: bytes, lowest: int, height: int, signed: Counter[bytes]
+) -> None:
+    """Forget blocks of older heights, and of ``height`` those that too few seats signed."""
+    db.execute("DELETE FROM block WHERE ledger = ? AND height < ?", (ledger, lowest))
+    shown = {digest for digest, _ in signed.most_common(SHOWN_BLOCKS)}
+    rows = db.execute("SELECT hash FROM block WHERE ledger = ? AND height = ?", (ledger, height))
+    db.executemany(
+        "DELETE FROM block WHERE ledger = ? AND hash = ?",
+        [(ledger, digest) for (digest,) in rows.fetchall() if digest not in shown],
+    )
 
 
 def _store(db: sqlite3.Connection, data: bytes) -> bytes:

@@ -168,11 +168,11 @@ class Replica:
             raise LedgerError(f"block {header.height} is not the newest here; refused")
         raise OutOfSync(f"block {header.height} is not known here", from_height=self.height + 1)
 
-    def signed_after(self, header: BlockHeader) -> bytes:
-        """The block on top of this one that :meth:`check` last gave out, with the body that it
-        executed, not final; or nothing."""
+    def signed_after(self, parent: bytes) -> bytes:
+        """The block on top of this one (its hash) that :meth:`check` last gave out, with the body
+        that it executed, not final; or nothing."""
         signed = self._signed
-        if signed is None or signed.header.parent != header.digest:
+        if signed is None or signed.header.parent != parent:
             return b""
         return self._signed_bytes
 

@@ -73,6 +73,9 @@ def chain_factory() -> Any:
                 raise LedgerError("behind", from_height=self.height + 1)
             return digests[int(block)]
 
+        def signed_after(self, parent: bytes) -> bytes:
+            return b""
+
         def catch_up(self, blocks: Sequence[bytes]) -> None:
             self.height = int(blocks[-1])
 

@@ -23,7 +23,7 @@ from daifi_flows.judges import SeatKeys, make_committee
 from daifi_flows.judges._blocks import ROUND_S, BlockOffice
 from daifi_flows.judges._byzantine import traitors
 from daifi_flows.judges._certifier import BlockCertifier
-from daifi_flows.judges._journal import KEPT_HEIGHTS, Journal
+from daifi_flows.judges._journal import KEPT_HEIGHTS, SHOWN_BLOCKS, Journal
 from daifi_flows.judges._messages import CertifyReply, HostLost
 from daifi_flows.keys import Account, recover_address, verify_bls
 from daifi_flows.threshold import recover_signature, shares_sound
@@ -62,7 +62,7 @@ class Careless:
         if header.height > 8:
             raise LedgerError("behind", from_height=8)
 
-    def signed_after(self, header: BlockHeader) -> bytes:
+    def signed_after(self, parent: bytes) -> bytes:
         return self.signed
 
     def catch_up(self, blocks: Sequence[bytes]) -> None: ...
@@ -209,6 +209,84 @@ def test_who_begins_to_propose_learns_of_a_signed_block(office_of: Any) -> None:
     reply = office.resume(header(4).canonical(), 5)
     assert reply.block == header().canonical() and reply.passed is None
     assert office.resume(header(9).canonical(), 5).needs_from == 8
+
+
+def after(parent: BlockHeader, round: int = 0, body: int = 0) -> BlockHeader:
+    return header(parent.height + 1, round, body).model_copy(update={"parent": parent.digest})
+
+
+def test_a_signed_block_is_shown_after_all_hosts_restarted(office_of: Any) -> None:
+    block = after(header(4))
+    certify(office_of(range(14)), block)
+    for seats in (range(7), range(7, 21)):
+        assert office_of(seats).resume(header(4).canonical(), 5).block == block.canonical()
+    assert office_of(range(14, 21)).resume(header(4).canonical(), 5).block == b"", (
+        "not signed there"
+    )
+    assert office_of().resume(header(3).canonical(), 5).block == b"", "not on top of this one"
+    assert certify(office_of(), block) == ALL, "and it can be finished"
+
+
+def test_the_latest_rounds_block_is_shown(office_of: Any) -> None:
+    first, second = after(header(4), body=1), after(header(4), round=1, body=2)
+    certify(office_of(), first)
+    certify(office_of(range(7)), second)
+    assert office_of().resume(header(4).canonical(), 5).block == second.canonical()
+    assert office_of(range(7, 21)).resume(header(4).canonical(), 5).block == first.canonical()
+
+
+def test_a_block_that_the_seats_did_not_sign_does_not_hide_the_one_they_did(
+    office_of: Any,
+) -> None:
+    signed, other = after(header(4), body=1), after(header(4), body=2)
+    certify(office_of(), signed)
+    office = office_of()
+    assert certify(office, other) == ()
+    assert office.resume(header(4).canonical(), 5).block == signed.canonical()
+
+
+def test_bytes_that_were_not_checked_are_not_kept(office_of: Any) -> None:
+    class Executing(Careless):
+        """Like a replica: what it gave out before it does not look at again."""
+
+        def check(self, block: bytes) -> bytes:
+            self.signed = self.signed or block
+            return BlockHeader.from_canonical(self.signed).digest
+
+    block, office = after(header(4)), office_of()
+    office._validator = Executing()
+    office._validator.check(block.canonical())
+    assert office.certify(block.canonical(), b"junk").partials
+    assert office_of().resume(header(4).canonical(), 5).block == block.canonical()
+
+
+def test_only_the_newest_signed_blocks_are_kept(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "seats.sqlite")
+
+    def sign(seats: Sequence[int], height: int, body: int) -> bytes:
+        digest = keccak256(bytes([height, body]))
+        parent = bytes([height - 1]) * 32
+        assert journal.may_sign_block(
+            seats, LEDGER, height, 0, digest, parent=parent, block=digest * 9
+        ) == tuple(seats)
+        return digest * 9
+
+    def shown(height: int, seats: Sequence[int] = ALL) -> bytes:
+        return journal.signed_after(seats, LEDGER, bytes([height - 1]) * 32)
+
+    def kept() -> int:
+        return journal._read("SELECT COUNT(*) FROM block", ())[0][0]
+
+    blocks = {height: sign(ALL, height, 0) for height in range(1, 10)}
+    assert kept() == 2 and shown(7) == b""
+    assert shown(8) == blocks[8] and shown(9) == blocks[9]
+    for seat in range(13):
+        sign([seat], 10, seat)
+    assert kept() == 1 + SHOWN_BLOCKS
+    most = sign(range(13, 21), 10, 99)
+    assert kept() == 1 + SHOWN_BLOCKS and shown(10, range(13, 21)) == most
+    late = journal.may_sign_block([30], LEDGER, 5, 0, bytes(32), parent=bytes(32), block=b"x")
+    assert late == (30,) and kept() == 1 + SHOWN_BLOCKS, "an old height's is not kept"
 
 
 # The certifier

@@ -275,6 +275,9 @@ class Chain:
             raise LedgerError("behind", from_height=self.height + 1)
         return header(int(block)).digest
 
+    def signed_after(self, parent: bytes) -> bytes:
+        return b""
+
     def catch_up(self, blocks: Sequence[bytes]) -> None:
         self.height = int(blocks[-1])
 

@@ -219,7 +219,7 @@ class SeatsHere:
         await self._synced(lambda replica: replica.confirm(header, term), history)
         assert self.replica is not None
         passed = self.passed.get(header.height + 1)
-        block = self.replica.signed_after(header)
+        block = self.replica.signed_after(header.digest)
         return (
             self._shares(header.digest),
             [] if passed is None else [passed],
@@ -231,7 +231,7 @@ class SeatsHere:
     ) -> Sequence[tuple[int, bytes]]:
         await self._synced(lambda replica: replica.confirm(parent, term), history)
         assert self.replica is not None
-        if self.replica.signed_after(parent):
+        if self.replica.signed_after(parent.digest):
             return []
         self.passed[parent.height + 1] = max(self.passed.get(parent.height + 1, 0), round)
         message = skip_message(parent.digest, round)

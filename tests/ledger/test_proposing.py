@@ -279,7 +279,7 @@ def test_a_seat_shows_the_block_that_it_executed() -> None:
     digest = replica.check(block.canonical())
     hollow = block.model_copy(update={"transactions": (b"junk",), "term": block.term + 1})
     assert replica.check(hollow.canonical()) == digest, "it was signed: the same again"
-    assert replica.signed_after(replica._head) == block.canonical()
+    assert replica.signed_after(replica._head.digest) == block.canonical()
 
 
 def first_block(replica: Replica) -> Block:
