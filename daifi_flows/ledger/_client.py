@@ -388,7 +388,8 @@ class LedgerClient:
             except LedgerUnavailable as error:
                 if error.details.get("stopped") or time.monotonic() >= give_up:
                     raise
-                await asyncio.sleep(0.2)
+                pause_s = error.details.get("retry_after_ms", 200) / 1000
+                await asyncio.sleep(random.uniform(pause_s, 2 * pause_s))
 
 
 def _or_drawn(request: bytes | None) -> bytes:

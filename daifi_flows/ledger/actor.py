@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import ray
 from ray.exceptions import (
@@ -46,7 +47,20 @@ from daifi_flows.ledger._service import LedgerService
 
 __all__ = ["LedgerActor", "RayLedger"]
 
+T = TypeVar("T")
+
 _log = logging.getLogger(__name__)
+READS: Final = 256
+"""Reads, health and metrics among them, that the actor answers at one time."""
+WRITES: Final = 256
+"""Transactions that it takes at one time; how many may wait for certificates is the service's
+``max_pending``."""
+MAX_WAITS: Final = 2_000
+"""Callers that may wait for certificates at one time: about 50 KiB each, in Ray. More are told
+to ask again."""
+_REFUSALS: Final = 1_000
+"""Places for those who are told so: they must not queue behind those who wait."""
+_RETRY_MS: Final = 1_000
 _READS: Final = frozenset(
     {
         "account",
@@ -69,14 +83,17 @@ _READS: Final = frozenset(
         "token",
     }
 )
-_WRITES: Final = frozenset({"enqueue", "wait"})
 
 
 class LedgerActor:
     """Process around one :class:`~daifi_flows.ledger.LedgerService`; see :meth:`RayLedger.start`.
 
     Opened by the first call after each start, so that a damaged file is an error to the caller
-    and not an endless restart.
+    and not an endless restart. Once closed it opens the file no more.
+
+    Reads, transactions and waits are Ray concurrency groups with limits of their own, so that
+    however many callers wait for a certificate, health and reads are answered. Ray gives each
+    group an event loop: all of them hand their calls to the loop that the service runs on.
     """
 
     def __init__(
@@ -89,22 +106,70 @@ class LedgerActor:
     ) -> None:
         account = Account(builder) if builder is not None else None
         self._service = LedgerService(path, genesis, certifier, builder=account, builders=builders)
+        self._home = asyncio.get_running_loop()
         self._opening = asyncio.Lock()
-        self._open = False
+        self._open = self._closed = False
+        self._waits = 0
 
-    async def call(self, method: str, *args: Any) -> Any:
-        """Call one of the service's methods by name.
+    @ray.method(concurrency_group="reads")
+    async def read(self, method: str, *args: Any) -> Any:
+        """Call one of the service's reads by name.
 
         Raises:
             DaifiError: as the service does.
+            LedgerUnavailable: the actor was closed.
         """
-        if method not in _READS | _WRITES:
-            raise ValueError(f"the ledger actor has no method {method!r}")
+        if method not in _READS:
+            raise ValueError(f"the ledger actor has no read {method!r}")
+        return await self._at_home(self._call(method, *args))
+
+    @ray.method(concurrency_group="writes")
+    async def enqueue(self, raw: bytes) -> bytes:
+        """See :meth:`LedgerService.enqueue`.
+
+        Raises:
+            LedgerUnavailable: also when the actor was closed.
+        """
+        return await self._at_home(self._call("enqueue", raw))
+
+    @ray.method(concurrency_group="waits")
+    async def wait(self, tx_id: bytes) -> Receipt:
+        """See :meth:`LedgerService.wait`.
+
+        Raises:
+            LedgerUnavailable: also when :data:`MAX_WAITS` wait already
+                (``details["retry_after_ms"]``), or the actor was closed.
+        """
+        if self._waits >= MAX_WAITS:
+            raise LedgerUnavailable(
+                f"{self._waits} callers wait for certificates; the transaction may still become "
+                f"final: ask again in {_RETRY_MS} ms",
+                retry_after_ms=_RETRY_MS,
+                waiting=self._waits,
+            )
+        self._waits += 1  # by the one thread of this group
+        try:
+            return await self._at_home(self._call("wait", tx_id))
+        finally:
+            self._waits -= 1
+
+    async def _at_home(self, call: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, self._home))
+        except DaifiError as error:
+            # Thousands may be answered with one error: raised again and again it would carry the
+            # tracebacks of all of them, and Ray writes each out.
+            alone = copy.copy(error)
+        raise alone
+
+    async def _call(self, method: str, *args: Any) -> Any:
         await self._ready()
         return await getattr(self._service, method)(*args)
 
     async def _ready(self) -> None:
         async with self._opening:
+            if self._closed:
+                raise LedgerUnavailable("the ledger was closed; start it again", stopped=True)
             if not self._open:
                 await self._service.start()
                 collect_rarely()
@@ -113,6 +178,7 @@ class LedgerActor:
     async def close(self) -> None:
         """Stop cleanly: the block in progress may become final; what was answered is on disk."""
         async with self._opening:
+            self._closed = True
             if self._open:
                 self._open = False
                 await self._service.close()
@@ -130,9 +196,12 @@ class _RayPort:
         self._patience_s = patience_s
 
     async def _call(self, method: str, *args: Any) -> Any:
+        return await self._ask(self._handle.read, method, *args)
+
+    async def _ask(self, method: Any, *args: Any) -> Any:
         async def once() -> Any:
             try:
-                return await self._handle.call.remote(method, *args)
+                return await method.remote(*args)
             except RayTaskError as error:
                 cause: object = getattr(error, "cause", None)
                 if isinstance(cause, DaifiError):
@@ -148,10 +217,10 @@ class _RayPort:
             ) from error
 
     async def enqueue(self, raw: bytes) -> bytes:
-        return await self._call("enqueue", raw)
+        return await self._ask(self._handle.enqueue, raw)
 
     async def wait(self, tx_id: bytes) -> Receipt:
-        return await self._call("wait", tx_id)
+        return await self._ask(self._handle.wait, tx_id)
 
     async def next_nonce(self, address: str) -> int:
         return await self._call("next_nonce", address)
@@ -251,13 +320,13 @@ class RayLedger(LedgerClient):
             "max_restarts": -1,
             "max_task_retries": 0,
             "num_cpus": 0,
-            "max_concurrency": 1000,
             "name": name,
             "namespace": namespace,
             "resources": resources,
         }
         options = {key: value for key, value in options.items() if value is not None}
-        remote = cast(Any, ray.remote(LedgerActor))
+        groups = {"reads": READS, "writes": WRITES, "waits": MAX_WAITS + _REFUSALS}
+        remote = cast(Any, ray.remote)(concurrency_groups=groups)(LedgerActor)
         try:
             handle = remote.options(**options).remote(
                 str(path),

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import ledger_kinds as t
 import pytest
 import ray
 from ledger_kit import (
@@ -33,8 +34,16 @@ from daifi_flows.errors import (
     LedgerUnavailable,
     TransactionRefused,
 )
-from daifi_flows.ledger import Follower, RayLedger, Settlement, audit, verify_state
+from daifi_flows.ledger import (
+    Follower,
+    LedgerService,
+    RayLedger,
+    Settlement,
+    audit,
+    verify_state,
+)
 from daifi_flows.ledger._state import account_key
+from daifi_flows.ledger.actor import MAX_WAITS
 
 pytestmark = pytest.mark.slow
 DEADLINE_MS = time.time_ns() // 1_000_000 + 3_600_000
@@ -77,6 +86,29 @@ def seats():
     return Seats()
 
 
+def stalled():
+    """A certifier whose seats never answer."""
+
+    class Silent:
+        def __getattr__(self, name):
+            if name.startswith("_"):
+                raise AttributeError(name)
+
+            async def never(*_):
+                import asyncio
+
+                await asyncio.Event().wait()
+
+            return never
+
+    return Silent()
+
+
+def payment(wei: int) -> bytes:
+    tx = t.Transfer(sender=BUYER.address, nonce=0, to=STRANGER.address, amount_wei=wei)
+    return tx.signed(BUYER, GENESIS.ledger_id).encode()
+
+
 async def settle_one(ledger: Settlement, number: int) -> Receipt:
     spec = make_spec(number, deadline_ms=DEADLINE_MS)
     await ledger.open_escrow(spec, BUYER)
@@ -108,9 +140,7 @@ async def test_an_actor_killed_in_mid_flight_loses_and_repeats_nothing(
     killed: set[int] = set()
     for turn in range(2):
         work += [asyncio.create_task(settle_one(ledger, 4 * turn + i)) for i in range(4)]
-        gifts += [
-            asyncio.create_task(ledger.transfer(STRANGER.address, 1, NODE)) for _ in range(4)
-        ]
+        gifts += [asyncio.create_task(ledger.transfer(STRANGER.address, 1, NODE)) for _ in range(4)]
         await asyncio.sleep(0.02)
         health = await ledger.health()
         assert not all(task.done() for task in work)
@@ -186,3 +216,54 @@ async def test_a_damaged_file_is_the_callers_error_not_a_restart_loop(
     await ledger.close()
     with pytest.raises(LedgerUnavailable, match="does not answer"):
         await RayLedger(ledger.handle, GENESIS.ledger_id, patience_s=0).head()
+
+
+async def test_reads_are_answered_however_many_wait(cluster: None, tmp_path: Path) -> None:
+    ledger = RayLedger.start(tmp_path / "ledger.db", GENESIS, stalled())
+    port = ledger._ray_port
+    tx = await port.enqueue(payment(1))
+    too_many = 50
+    waits = [asyncio.create_task(port.wait(tx)) for _ in range(MAX_WAITS + too_many)]
+    done, waiting = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for refused in done:
+        error = refused.exception()
+        assert type(error) is LedgerUnavailable and error.details["waiting"] == MAX_WAITS
+        assert error.details["retry_after_ms"] > 0
+    assert (await ledger.health()).pending == 1
+    assert (await ledger.account(STRANGER.address)).balance_wei == 0
+    assert await port.enqueue(payment(1)) == tx, "a transaction is still taken"
+    assert len([wait for wait in waiting if not wait.done()]) > MAX_WAITS // 2
+    await ledger.handle.close.remote()
+    errors = await asyncio.gather(*waits, return_exceptions=True)
+    assert {type(error) for error in errors} == {LedgerUnavailable}
+    assert len([error for error in errors if "waiting" in error.details]) >= too_many  # pyright: ignore
+    await ledger.close()
+
+
+async def test_a_closed_actor_does_not_open_the_file_again(
+    ledger: RayLedger, tmp_path: Path
+) -> None:
+    receipt = await ledger.transfer(STRANGER.address, 3, BUYER)
+    port = ledger._ray_port
+    await ledger.handle.close.remote()
+    for call in (port.health(), port.wait(receipt.leaf.tx), port.enqueue(payment(1))):
+        with pytest.raises(LedgerUnavailable, match="closed") as refused:
+            await call
+        assert refused.value.details["stopped"]
+    with pytest.raises(LedgerUnavailable, match="closed"):
+        await ledger.transfer(STRANGER.address, 1, BUYER)
+    heir = LedgerService(tmp_path / "ledger.db", GENESIS, seats())
+    await heir.start()  # refused while another process has the file open
+    assert (await heir.account(STRANGER.address)).balance_wei == 3
+    await heir.close()
+
+
+async def test_a_ledger_closed_before_its_first_call_makes_no_file(
+    cluster: None, tmp_path: Path
+) -> None:
+    ledger = RayLedger.start(tmp_path / "ledger.db", GENESIS, seats())
+    await ledger.handle.close.remote()
+    with pytest.raises(LedgerUnavailable, match="closed"):
+        await ledger.health()
+    assert not (tmp_path / "ledger.db").exists()
+    await ledger.close()
