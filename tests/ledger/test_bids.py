@@ -161,6 +161,8 @@ def test_nobody_waits_for_reveals_that_cannot_come() -> None:
     bench.assign(not_bid_for, OTHER, DAI)
     bench.reveal(bid_for, NODE)
     bench.assign(bid_for, NODE, DAI)
+    tasks = [bench.state.task(spec.task_id) for spec in (not_bid_for, bid_for)]
+    assert [task.node for task in tasks] == [OTHER.address, NODE.address]
 
 
 def test_an_unrevealed_deposit_goes_to_the_treasury_and_binds_nobody() -> None:

@@ -234,7 +234,9 @@ def test_a_copied_commitment_does_not_block_the_one_it_copies(here: Table) -> No
     here.do(t.Sealed, NODE, commitment=commitment, deposit_wei=DAI, lasts_ms=1_000)
     here.seal(BUYER, action)
     here.height += 1
+    before = here.balance(STRANGER)
     here.reveal(BUYER, action)
+    assert here.balance(STRANGER) == before + 5
 
 
 def test_reveals_have_the_places_of_their_commitments(here: Table) -> None:
