@@ -64,14 +64,26 @@ def node_pid(fabric: Fabric) -> int:
     return asyncio.run(fabric.mesh.health(node, 60)).pid
 
 
+def asked(call: Callable[[], Any]) -> Any:
+    """The reply of an actor that may be restarting: it is asked again until it is up."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            return ray.get(call(), timeout=60)
+        except ray.exceptions.ActorUnavailableError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.2)
+
+
 def host_pid(fabric: Fabric) -> int:
     """Process of the seat host."""
-    return ray.get(fabric._parts.hosts[0].ping.remote())["pid"]
+    return asked(fabric._parts.hosts[0].ping.remote)["pid"]
 
 
 def ledger_pid(fabric: Fabric) -> int:
     """Process of the ledger actor."""
-    return ray.get(fabric.settlement.handle.pid.remote())
+    return asked(fabric.settlement.handle.pid.remote)
 
 
 def balance(fabric: Fabric) -> int:
