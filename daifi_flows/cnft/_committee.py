@@ -44,6 +44,15 @@ class Seat(Noun):
     account: Address
     share: Bytes48 | None = None
     """Public share of the committee's group key; who certifies no blocks has none."""
+    operator: Address | None = None
+    """Who runs it, where that is not ``account``: seats of one operator are one interest."""
+    weight: Uint | None = None
+    """Stake × reputation when the seat was drawn; absent: all seats of the committee weigh one."""
+
+    @property
+    def interest(self) -> str:
+        """Address of who runs it."""
+        return self.operator or self.account
 
 
 class Committee(Noun):
