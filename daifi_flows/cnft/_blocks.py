@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from daifi_flows._noun import Address, Bytes32, Bytes96, Label, Noun, Uint, Wei
+from daifi_flows._noun import Address, Bytes32, Bytes96, Label, Noun, Ppm, Uint, Wei
 from daifi_flows.encoding import keccak256, tagged_hash
 
 __all__ = [
@@ -46,8 +46,22 @@ class TxReceipt(Noun):
     attestation: Bytes32 | None = None
     """Keccak-256 of the canonical attestation that was applied."""
     content: Bytes32 | None = None
-    """Digest of the bundle's core metadata (settle) or of the effect (effect)."""
+    """Digest of the bundle's core metadata (settle), of the effect (effect), or of the proof's
+    header, which the node signed (commit)."""
+    attempt: Uint | None = None
+    """Of the task, where that matters to who reads the receipt (commit)."""
+    review_ppm: Ppm | None = None
+    """How likely the committee reviews the execution whose proof was committed."""
     payments: tuple[Payment, ...] = ()
+
+    def commits(self, *, task_id: bytes, attempt: int, node: str, proof: bytes) -> bool:
+        """Whether this says that a node committed itself to a proof in an attempt of a task.
+
+        Args:
+            proof: :meth:`~daifi_flows.cnft.ProofHeader.digest` of its header, 32 bytes.
+        """
+        said = (self.kind, self.task_id, self.attempt, self.node, self.content)
+        return said == ("commit", task_id, attempt, node, proof) and self.review_ppm is not None
 
 
 class BlockHeader(Noun):

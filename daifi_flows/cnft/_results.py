@@ -177,6 +177,7 @@ class NodeInfo(Noun):
         direct: 1 when buyers may give it tasks that it did not bid for, else 0.
         bls_public: its BLS key, with which it can sit on a committee.
         bls_possession: proof that it holds that key, for its address (``ledger.prove_node_key``).
+        operator: who runs it, by its own word; absent: its own address.
     """
 
     name: Label
@@ -188,6 +189,7 @@ class NodeInfo(Noun):
     direct: Annotated[int, Field(ge=0, le=1, strict=True)] = 1
     bls_public: Bytes48 | None = None
     bls_possession: Bytes96 | None = None
+    operator: Address | None = None
 
 
 @dataclass(frozen=True)
