@@ -15,12 +15,22 @@ from daifi_flows.judges._committee import (
     Tally,
     check_committee,
 )
-from daifi_flows.judges._judge import Comparable, Judge
 from daifi_flows.judges._messages import HostLost, Subject
 from daifi_flows.judges._office import SeatOffice
-from daifi_flows.judges._panel import JUDGES, PRIORS, LogisticMap, Opinion, Panel
 from daifi_flows.judges._report import ReviewReport, SeatReport
-from daifi_flows.judges._seat import Finding, SeatKeys, combined_ppm, decide, make_committee
+from daifi_flows.judges._seat import SeatKeys, make_committee
+from daifi_flows.judges.panel import (
+    JUDGES,
+    PRIORS,
+    Comparable,
+    Finding,
+    Judge,
+    LogisticMap,
+    Opinion,
+    Panel,
+    combined_ppm,
+    decide,
+)
 
 __all__ = [
     "JUDGES",

@@ -13,7 +13,8 @@ from daifi_flows.cnft import PPM, Decision, Vote, VoteChoice, VoteCommit, VoteRe
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import CommitteeError
 from daifi_flows.judges._messages import Subject
-from daifi_flows.judges._seat import Finding, SeatKeys
+from daifi_flows.judges._seat import SeatKeys
+from daifi_flows.judges.panel import Finding
 
 __all__ = ["BEHAVIOURS", "Traitor", "traitors"]
 

@@ -29,8 +29,8 @@ from daifi_flows.judges._messages import (
     SignReply,
     Subject,
 )
-from daifi_flows.judges._panel import Panel
-from daifi_flows.judges._seat import Finding, SeatKeys, decide
+from daifi_flows.judges._seat import SeatKeys
+from daifi_flows.judges.panel import Finding, Panel, decide
 from daifi_flows.proofs import Claim, Outcome, Reference, Verdict, verify_proof
 
 __all__ = ["MAX_MESSAGE_BYTES", "SeatOffice", "decode_list", "encode_list"]

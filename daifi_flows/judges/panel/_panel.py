@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from daifi_flows.cnft import PPM, Content
-from daifi_flows.judges._embedding import EmbeddingJudge
-from daifi_flows.judges._exact import ExactJudge
-from daifi_flows.judges._judge import Embed, Judge, comparable
-from daifi_flows.judges._negation import NegationJudge
-from daifi_flows.judges._numbers import NumbersJudge
+from daifi_flows.judges.panel._embedding import EmbeddingJudge
+from daifi_flows.judges.panel._exact import ExactJudge
+from daifi_flows.judges.panel._judge import Embed, Judge, comparable
+from daifi_flows.judges.panel._negation import NegationJudge
+from daifi_flows.judges.panel._numbers import NumbersJudge
 
 __all__ = ["JUDGES", "PRIORS", "LogisticMap", "Opinion", "Panel"]
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from daifi_flows.cnft import PPM, Content, VoteChoice
 from daifi_flows.errors import ModelError
 from daifi_flows.judges import PRIORS, Panel, combined_ppm, decide
-from daifi_flows.judges._negation import polarity
-from daifi_flows.judges._numbers import quantities
+from daifi_flows.judges.panel._negation import polarity
+from daifi_flows.judges.panel._numbers import quantities
 from daifi_flows.proofs import Outcome, Verdict
 
 PARIS = "The capital of France is Paris."

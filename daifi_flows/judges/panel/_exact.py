@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
-from daifi_flows.judges._judge import Comparable, Embed, normalised
+from daifi_flows.judges.panel._judge import Comparable, Embed, normalised
 
 __all__ = ["ExactJudge"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Final
 
 from daifi_flows.errors import DaifiError
-from daifi_flows.judges._judge import Comparable, Embed
+from daifi_flows.judges.panel._judge import Comparable, Embed
 
 __all__ = ["EmbeddingJudge"]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import ClassVar, Final
 
-from daifi_flows.judges._judge import Comparable, Embed, normalised
+from daifi_flows.judges.panel._judge import Comparable, Embed, normalised
 
 __all__ = ["NumbersJudge", "quantities"]
 
