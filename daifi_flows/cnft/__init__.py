@@ -52,8 +52,13 @@ from daifi_flows.cnft._results import (
     proof_digest,
 )
 from daifi_flows.cnft._reviews import (
+    FULL_WAVE,
+    MAX_CHUNKS,
     Attestation,
+    Basis,
+    ChunkFinding,
     ReviewRequest,
+    Subject,
     Vote,
     VoteCommit,
     VoteReveal,
@@ -63,14 +68,18 @@ from daifi_flows.cnft._tasks import Content, ModelRef, Review, Sampling, TaskSpe
 from daifi_flows.cnft._tokens import ComputeNFT, CoreMetadata
 
 __all__ = [
+    "FULL_WAVE",
+    "MAX_CHUNKS",
     "PPM",
     "Address",
     "Attestation",
+    "Basis",
     "BlockHeader",
     "Bytes32",
     "Bytes48",
     "Bytes65",
     "Bytes96",
+    "ChunkFinding",
     "Cid",
     "Committee",
     "ComputeNFT",
@@ -98,6 +107,7 @@ __all__ = [
     "Sampling",
     "Seat",
     "Statement",
+    "Subject",
     "TaskSpec",
     "TxReceipt",
     "Uint",

@@ -15,7 +15,7 @@ from daifi_flows.judges._committee import (
     Tally,
     check_committee,
 )
-from daifi_flows.judges._messages import HostLost, Subject
+from daifi_flows.judges._messages import HostLost
 from daifi_flows.judges._office import SeatOffice
 from daifi_flows.judges._report import ReviewReport, SeatReport
 from daifi_flows.judges._seat import SeatKeys, make_committee
@@ -51,7 +51,6 @@ __all__ = [
     "SeatKeys",
     "SeatOffice",
     "SeatReport",
-    "Subject",
     "Tally",
     "check_committee",
     "combined_ppm",

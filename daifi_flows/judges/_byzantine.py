@@ -9,12 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from daifi_flows.cnft import PPM, Decision, Vote, VoteChoice, VoteCommit, VoteReveal
+from daifi_flows.cnft import (
+    PPM,
+    ChunkFinding,
+    Decision,
+    Subject,
+    Vote,
+    VoteChoice,
+    VoteCommit,
+    VoteReveal,
+)
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import CommitteeError
-from daifi_flows.judges._messages import Subject
 from daifi_flows.judges._seat import SeatKeys
-from daifi_flows.judges.panel import Finding
 
 __all__ = ["BEHAVIOURS", "Traitor", "traitors"]
 
@@ -41,7 +48,7 @@ class Traitor:
         """Round one."""
         if self.behaviour == "silent":
             return []
-        vote, salt = self._vote(subject), self.keys.salt(subject)
+        vote, salt = self._vote(subject), self.keys.salt(subject, 0)
         if self.behaviour == "copy" and others:
             return [self.keys.sign_commitment(vote, others[0].commitment)]
         if self.behaviour == "equivocate":
@@ -55,7 +62,7 @@ class Traitor:
         if self.behaviour == "copy" and others:
             vote = others[0].vote.model_copy(update={"seat": self.keys.index})
             return [VoteReveal(vote=vote, salt=others[0].salt)]
-        return [self.keys.reveal(self._vote(subject), self.keys.salt(subject))]
+        return [self.keys.reveal(self._vote(subject), self.keys.salt(subject, 0))]
 
     def partials(self, subject: Subject, decision: Decision, confidence_ppm: int) -> list[bytes]:
         """Round three."""
@@ -71,7 +78,8 @@ class Traitor:
 
     def _vote(self, subject: Subject) -> Vote:
         choice = VoteChoice.ACCEPT if self.behaviour == "always-accept" else VoteChoice.REJECT
-        return self.keys.vote(subject, Finding(choice, PPM, "byzantine"))
+        finding = ChunkFinding(chunk=0, decision=choice, confidence_ppm=PPM, reason="byzantine")
+        return self.keys.vote(subject, 0, [finding])
 
 
 def traitors(keys: Mapping[int, SeatKeys], byzantine: Mapping[int, str]) -> dict[int, Traitor]:

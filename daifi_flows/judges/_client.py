@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Final
 
-from daifi_flows.cnft import Attestation, Committee, ReviewRequest, VoteCommit, VoteReveal
+from daifi_flows.cnft import Attestation, Committee, ReviewRequest, Subject, VoteCommit, VoteReveal
 from daifi_flows.errors import CommitteeError, EncodingError
 from daifi_flows.judges._committee import ReviewState, check_committee
-from daifi_flows.judges._messages import CommitReply, RevealReply, SeatTransport, SignReply, Subject
+from daifi_flows.judges._messages import CommitReply, RevealReply, SeatTransport, SignReply
 from daifi_flows.judges._office import MAX_MESSAGE_BYTES, commits_of, reveals_of
 from daifi_flows.judges._report import ReviewReport, report_of
 from daifi_flows.judges._rounds import ask_all

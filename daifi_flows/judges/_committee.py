@@ -27,13 +27,13 @@ from daifi_flows.cnft import (
     Decision,
     Noun,
     Seat,
+    Subject,
     Uint,
     VoteChoice,
     VoteCommit,
     VoteReveal,
 )
 from daifi_flows.errors import CommitteeError, KeyMaterialError
-from daifi_flows.judges._messages import Subject
 from daifi_flows.keys import aggregate_bls, check_possession, verify_bls, verify_bls_aggregate
 
 __all__ = [
@@ -155,7 +155,7 @@ class ReviewState:
         seat = self._seat(commit.seat)
         if seat is None:
             return self._complain("unknown-seat", -1)
-        if commit.task_id != self.subject.task_id or commit.proof_cid != self.subject.proof_cid:
+        if commit.subject != self.subject.digest:
             return self._complain("wrong-task", commit.seat)
         known = self.commits.get(commit.seat, ()) + self.late.get(commit.seat, ())
         if commit in known:
@@ -194,7 +194,7 @@ class ReviewState:
             return self._complain("early-reveal", vote.seat)
         if self.reveals.get(vote.seat) == reveal:
             return self
-        if vote.task_id != self.subject.task_id or vote.proof_cid != self.subject.proof_cid:
+        if vote.subject != self.subject.digest:
             return self._complain("wrong-task", vote.seat)
         commit = self.committed.get(vote.seat)
         if commit is None or commit.commitment != vote.commitment(reveal.salt):
@@ -214,7 +214,7 @@ class ReviewState:
         A quorum of accepts whose lower median confidence reaches the spec's threshold accepts;
         a quorum of rejects rejects; anything else is unproven.
         """
-        votes = [reveal.vote for reveal in self.reveals.values()]
+        votes = [reveal.vote.findings[0] for reveal in self.reveals.values()]
         count = Counter(vote.decision for vote in votes)
         accepts, rejects = count[VoteChoice.ACCEPT], count[VoteChoice.REJECT]
         decision, confidence = Decision.UNPROVEN, 0

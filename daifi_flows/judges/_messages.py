@@ -6,17 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from daifi_flows.cnft import (
-    Address,
-    Bytes32,
-    Cid,
-    Decision,
-    Noun,
-    Ppm,
-    ReviewRequest,
-    Uint,
-    attestation_message,
-)
 from daifi_flows.errors import CommitteeError
 
 __all__ = [
@@ -27,53 +16,7 @@ __all__ = [
     "RevealReply",
     "SeatTransport",
     "SignReply",
-    "Subject",
 ]
-
-
-class Subject(Noun):
-    """What one review is about: everything an attestation binds, and the accepting threshold."""
-
-    ledger_id: Bytes32
-    committee: Bytes32
-    """Digest of the committee that reviews."""
-    epoch: Uint
-    task_id: Bytes32
-    attempt: Uint
-    node: Address
-    output_cid: Cid
-    proof_cid: Cid
-    min_confidence_ppm: Ppm
-
-    @classmethod
-    def of(cls, request: ReviewRequest) -> Subject:
-        """The subject of a review request."""
-        proof = request.result.proof
-        return cls(
-            ledger_id=request.ledger_id,
-            committee=request.committee.digest,
-            epoch=request.committee.epoch,
-            task_id=request.spec.task_id,
-            attempt=request.attempt,
-            node=proof.node,
-            output_cid=proof.statement.output_cid,
-            proof_cid=proof.cid,
-            min_confidence_ppm=request.spec.review.min_confidence_ppm,
-        )
-
-    def message(self, decision: Decision, confidence_ppm: int) -> bytes:
-        """The bytes every honest seat signs for this outcome."""
-        return attestation_message(
-            ledger_id=self.ledger_id,
-            epoch=self.epoch,
-            task_id=self.task_id,
-            attempt=self.attempt,
-            node=self.node,
-            output_cid=self.output_cid,
-            proof_cid=self.proof_cid,
-            decision=decision,
-            confidence_ppm=confidence_ppm,
-        )
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from daifi_flows.cnft import (
+    ChunkFinding,
     Committee,
     ReviewRequest,
+    Subject,
     Vote,
     VoteCommit,
     VoteReveal,
@@ -27,7 +29,6 @@ from daifi_flows.judges._messages import (
     ProposeReply,
     RevealReply,
     SignReply,
-    Subject,
 )
 from daifi_flows.judges._seat import SeatKeys
 from daifi_flows.judges.panel import Finding, Panel, decide
@@ -154,18 +155,18 @@ class SeatOffice:
         """Journal a vote for every honest seat that has none in this review."""
         entries = self._journal.entries(tuple(self._honest), key)
         missing = [index for index in self._honest if index not in entries]
-        known = {
-            index: self._journal.vote(index, subject.task_id, subject.proof_cid)
-            for index in missing
-        }
-        finding = self._find(request) if None in known.values() else None
         drafts: dict[int, Entry] = {}
-        for index in missing:
-            vote = known[index]
-            if vote is None:
-                assert finding is not None
-                vote = self.keys[index].vote(subject, finding).canonical()
-            drafts[index] = Entry(vote, self.keys[index].salt(subject))
+        if missing:
+            found = self._find(request)
+            finding = ChunkFinding(
+                chunk=0,
+                decision=found.decision,
+                confidence_ppm=found.confidence_ppm,
+                reason=found.reason[:200],
+            )
+            for index in missing:
+                vote = self.keys[index].vote(subject, 0, [finding]).canonical()
+                drafts[index] = Entry(vote, self.keys[index].salt(subject, 0))
         self._journal.record_votes(key, subject.task_id, subject.proof_cid, drafts)
         return self._journal.entries(tuple(self._honest), key)
 

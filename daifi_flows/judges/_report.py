@@ -66,7 +66,7 @@ def report_of(state: ReviewState, timings_ms: Mapping[str, int]) -> ReviewReport
         if reveal is None:
             seats.append(SeatReport(seat=seat.index, signed=signed))
         else:
-            vote = reveal.vote
+            vote = reveal.vote.findings[0]
             seats.append(
                 SeatReport(
                     seat=seat.index,

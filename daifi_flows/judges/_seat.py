@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from daifi_flows.cnft import (
+    ChunkFinding,
     Committee,
     Seat,
+    Subject,
     Vote,
     VoteCommit,
     VoteReveal,
 )
 from daifi_flows.encoding import tagged_hash
-from daifi_flows.judges._messages import Subject
-from daifi_flows.judges.panel import Finding
 from daifi_flows.keys import Account, BlsKey, load_secret, save_secret
 from daifi_flows.threshold import deal
 
@@ -59,35 +60,30 @@ class SeatKeys:
             share=self.share.public if self.share is not None else None,
         )
 
-    def salt(self, subject: Subject) -> bytes:
-        """The vote's salt, 32 bytes: HMAC-SHA256 (RFC 2104) of the review under the seat's secret.
+    def salt(self, subject: Subject, wave: int) -> bytes:
+        """The vote's salt, 32 bytes: HMAC-SHA256 (RFC 2104) of the review and wave under the
+        seat's secret.
 
         A restarted host finds the same salt again, and nobody else can guess it.
         """
-        message = b"daifi/vote-salt/1" + subject.task_id + subject.proof_cid.encode()
+        message = b"daifi/vote-salt/1" + subject.digest + wave.to_bytes(1, "big")
         return hmac.new(self.bls.secret, message, hashlib.sha256).digest()
 
-    def vote(self, subject: Subject, finding: Finding) -> Vote:
-        """Bind a finding to this seat and review."""
-        return Vote(
-            seat=self.index,
-            task_id=subject.task_id,
-            proof_cid=subject.proof_cid,
-            decision=finding.decision,
-            confidence_ppm=finding.confidence_ppm,
-            reason=finding.reason,
-        )
+    def vote(self, subject: Subject, wave: int, findings: Iterable[ChunkFinding]) -> Vote:
+        """Bind findings, one a chunk, to this seat and review."""
+        ordered = sorted(findings, key=lambda finding: finding.chunk)
+        return Vote(seat=self.index, subject=subject.digest, wave=wave, findings=tuple(ordered))
 
     def commit(self, vote: Vote, salt: bytes) -> VoteCommit:
         """Round one: the signed, salted hash of ``vote``."""
         return self.sign_commitment(vote, vote.commitment(salt))
 
     def sign_commitment(self, vote: Vote, commitment: bytes) -> VoteCommit:
-        """A commit to any 32 bytes, for the task and proof of ``vote``."""
+        """A commit to any 32 bytes, for the subject and wave of ``vote``."""
         unsigned = VoteCommit(
             seat=self.index,
-            task_id=vote.task_id,
-            proof_cid=vote.proof_cid,
+            subject=vote.subject,
+            wave=vote.wave,
             commitment=commitment,
             signature=bytes(96),
         )

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import ray
 
-from daifi_flows.cnft import BlockHeader, Decision, QuorumCertificate
+from daifi_flows.cnft import BlockHeader, Decision, QuorumCertificate, Subject
 from daifi_flows.errors import CommitteeError
-from daifi_flows.judges import Subject
 from daifi_flows.judges.actor import CommitteeClient, RayCertifier, start_seat_hosts
 from daifi_flows.keys import Account, verify_bls, verify_bls_aggregate
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from daifi_flows.cnft import Decision, VoteChoice, VoteCommit, VoteReveal
+from daifi_flows.cnft import ChunkFinding, Decision, Subject, VoteChoice, VoteCommit, VoteReveal
 from daifi_flows.encoding import cid_of, keccak256
 from daifi_flows.errors import CommitteeError
-from daifi_flows.judges import Finding, ReviewState, SeatKeys, Subject, check_committee
+from daifi_flows.judges import ReviewState, SeatKeys, check_committee
 from daifi_flows.judges._committee import lower_median
 from daifi_flows.keys import Account, verify_bls_aggregate
 
@@ -52,7 +52,8 @@ class Bench:
         self, seat: int, choice: VoteChoice, ppm: int = 999_000, salt: bytes = SALT
     ) -> tuple[VoteCommit, VoteReveal]:
         keys = self.keys(seat)
-        vote = keys.vote(self.subject, Finding(choice, ppm, "because"))
+        finding = ChunkFinding(chunk=0, decision=choice, confidence_ppm=ppm, reason="because")
+        vote = keys.vote(self.subject, 0, [finding])
         return keys.commit(vote, salt), keys.reveal(vote, salt)
 
     def _partial(self, seat: int, message: bytes) -> bytes:
@@ -158,9 +159,7 @@ def test_a_commit_signed_by_another_seat_is_dropped(small: Bench) -> None:
     assert not state.commits
 
 
-@pytest.mark.parametrize(
-    "update", [{"task_id": bytes(32)}, {"proof_cid": cid_of(b"another proof")}]
-)
+@pytest.mark.parametrize("update", [{"subject": bytes(32)}])
 def test_messages_about_another_task_or_proof_are_dropped(
     small: Bench, update: dict[str, Any]
 ) -> None:
@@ -176,8 +175,9 @@ def test_messages_about_another_task_or_proof_are_dropped(
 
 def test_a_reveal_must_open_its_seats_own_commit(small: Bench) -> None:
     commit, reveal = small.message(0, ACCEPT)
+    other = reveal.vote.findings[0].model_copy(update={"decision": REJECT})
     changed = reveal.model_copy(
-        update={"vote": reveal.vote.model_copy(update={"decision": REJECT})}
+        update={"vote": reveal.vote.model_copy(update={"findings": (other,)})}
     )
     salted = reveal.model_copy(update={"salt": bytes(32)})
     state = fold(small.start, [commit], [changed, salted, small.message(1, ACCEPT)[1]])

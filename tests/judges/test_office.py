@@ -14,6 +14,7 @@ from daifi_flows.cnft import (
     Content,
     Decision,
     QuorumCertificate,
+    Subject,
     VoteChoice,
     VoteCommit,
     VoteReveal,
@@ -21,7 +22,7 @@ from daifi_flows.cnft import (
 )
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import CommitteeError, LedgerError
-from daifi_flows.judges import HostLost, SeatOffice, Subject
+from daifi_flows.judges import HostLost, SeatOffice
 from daifi_flows.judges._certifier import BlockCertifier
 from daifi_flows.judges._client import ReviewClient
 from daifi_flows.judges._messages import CertifyReply, CommitReply, RevealReply, SignReply
@@ -126,7 +127,7 @@ def test_every_seat_votes_what_the_re_execution_says(
     reply = office.commit(request)
     assert len(reply.commits) == 21
     votes = votes_of(reply, office, Subject.of(request))
-    assert {reveal.vote.decision for reveal in votes} == {choice}
+    assert {reveal.vote.findings[0].decision for reveal in votes} == {choice}
     assert len({reveal.salt for reveal in votes}) == 21
 
 
@@ -136,8 +137,8 @@ def test_a_reference_that_cannot_be_made_abstains(office_of: Any, request_of: An
 
     office, request = office_of(reference=broken), request_of(43)
     (vote, *_) = votes_of(office.commit(request), office, Subject.of(request))
-    assert vote.vote.decision is VoteChoice.ABSTAIN
-    assert "no such file" in vote.vote.reason
+    assert vote.vote.findings[0].decision is VoteChoice.ABSTAIN
+    assert "no such file" in vote.vote.findings[0].reason
 
 
 def test_seats_of_one_host_share_one_re_execution(
@@ -163,14 +164,6 @@ def test_a_restarted_host_repeats_its_words_though_its_model_changed(
     assert after.sign(subject, told.commits, opened.reveals) == signed
     resumed = after.commit(request)
     assert (resumed.locked, resumed.signed) == (told.commits, opened.reveals)
-
-
-def test_another_attempt_on_the_same_proof_keeps_the_vote(
-    office_of: Any, request_of: Any, doubling: Any
-) -> None:
-    first = office_of().commit(request_of(attempt=0))
-    second = office_of(reference=doubling(answer=0)).commit(request_of(attempt=1))
-    assert first.commits == second.commits
 
 
 def test_votes_are_opened_against_one_set_of_commits_only(office_of: Any, request_of: Any) -> None:
