@@ -47,10 +47,17 @@ class Sampling(Noun):
 
 
 class Review(Noun):
-    """How strictly a step is checked. ``attempts`` bounds how many nodes may try."""
+    """How strictly a step is checked.
+
+    Attributes:
+        attempts: bounds how many nodes may try.
+        always: 1: the committee reviews whatever comes of it; absent: as often as the ledger's
+            review rate says (:mod:`daifi_flows.review_rate`).
+    """
 
     min_confidence_ppm: Ppm = 990_000
     attempts: Annotated[int, Field(ge=1, le=16, strict=True)] = 3
+    always: Annotated[int, Field(ge=1, le=1, strict=True)] | None = None
 
 
 class Content(Noun):

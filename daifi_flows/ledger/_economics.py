@@ -190,9 +190,11 @@ class Fault(StrEnum):
     REJECTED = "rejected"
     """The committee rejected an execution."""
     EQUIVOCATION = "equivocation"
-    """Two signatures where the protocol allows one."""
+    """Two signatures where the protocol allows one, or another's word as one's own."""
     ROLLUP_FRAUD = "rollup fraud"
     """A batch held a leaf that was proven wrong."""
+    FALSE_ACCUSATION = "false accusation"
+    """A seat voted to reject what a quorum accepted, and what stood."""
     UNANSWERED = "unanswered"
     """An assigned task was not answered before its deadline."""
 

@@ -7,6 +7,7 @@ are returned.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 __all__ = ["ONE", "half_power", "negative_exp"]
@@ -72,6 +73,7 @@ def negative_exp(numerator: int, denominator: int) -> int:
     return _scaled(rest, halvings) if halvings < _SMALLEST else 0
 
 
+@lru_cache(maxsize=1024)  # all seats of a committee are looked at together
 def half_power(elapsed: int, half_life: int) -> int:
     """2^−(elapsed/half_life), times :data:`ONE`, rounded down; exact at whole half-lives.
 

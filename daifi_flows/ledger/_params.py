@@ -14,6 +14,7 @@ from daifi_flows.keys import check_possession
 from daifi_flows.ledger._economics import Fault
 from daifi_flows.ledger._policy import CommitteeParams, GovernanceParams, SealedParams
 from daifi_flows.ledger._records import ZERO_ADDRESS, Record
+from daifi_flows.review_rate import ReviewTerms
 from daifi_flows.threshold import shares_sound
 
 __all__ = [
@@ -81,7 +82,9 @@ class SlashingParams(Noun):
     rejected_ppm: _SlashPpm = 250_000
     """Lost when the committee rejects the node's execution."""
     equivocation_ppm: _SlashPpm = 500_000
-    """Lost by who signs two things where one is allowed."""
+    """Lost by who signs two things where one is allowed, or who copies another seat's vote."""
+    false_accusation_ppm: _SlashPpm = 10_000
+    """Lost by a seat that voted to reject what a quorum accepted, and what stood."""
     rollup_fraud_ppm: _SlashPpm = 500_000
     """Lost by the operator of a batch with a leaf that is proven wrong."""
     unanswered_ppm: _SlashPpm = 500_000
@@ -103,6 +106,8 @@ class SlashingParams(Noun):
                 return self.rejected_ppm
             case Fault.EQUIVOCATION:
                 return self.equivocation_ppm
+            case Fault.FALSE_ACCUSATION:
+                return self.false_accusation_ppm
             case Fault.ROLLUP_FRAUD:
                 return self.rollup_fraud_ppm
             case Fault.UNANSWERED:
@@ -275,6 +280,7 @@ class Params(Noun):
     disputes: DisputeParams = DisputeParams()
     rewards: RewardParams = RewardParams()
     prices: PriceParams = PriceParams()
+    review: ReviewTerms = ReviewTerms()
     rollup: RollupParams = RollupParams()
     tokens: TokenParams = TokenParams()
     leases: LeaseParams = LeaseParams()

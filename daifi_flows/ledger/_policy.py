@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from daifi_flows.cnft import PPM, Noun, Wei
+from daifi_flows.cnft import PPM, Noun, Ppm, Wei
 
 __all__ = ["CommitteeParams", "GovernanceParams", "SealedParams"]
 
@@ -48,10 +48,13 @@ class CommitteeParams(Noun):
     Attributes:
         min_confidence_ppm: the least confidence in an accepted output that a task may ask for.
         max_attempts: the most nodes that a task may try one after another.
+        missed_ppm: what a finding that a seat did not sign weighs against it, as a part of one
+            that it signed. Little: a signature that comes late is lost too.
     """
 
     min_confidence_ppm: Annotated[int, Field(ge=0, le=999_999, strict=True)] = 0
     max_attempts: Annotated[int, Field(ge=1, le=16, strict=True)] = 16
+    missed_ppm: Ppm = 100_000
 
 
 class SealedParams(Noun):

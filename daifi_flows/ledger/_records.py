@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from enum import StrEnum
 from operator import attrgetter
 from types import MappingProxyType
-from typing import ClassVar, Final, NamedTuple, Self
+from typing import Annotated, ClassVar, Final, NamedTuple, Self
+
+from pydantic import Field
 
 from daifi_flows.cnft import (
     PPM,
@@ -22,7 +24,7 @@ from daifi_flows.cnft import (
     Wei,
 )
 from daifi_flows.ledger._origins import Origin, Share, TokenKind, royalties
-from daifi_flows.ledger._standing import Standing
+from daifi_flows.ledger._standing import SeatStanding, Standing
 from daifi_flows.ledger._tranches import Tranche, matured, total_wei
 
 __all__ = [
@@ -96,6 +98,9 @@ class TaskRecord(Record):
         disputes: how many disputes there were about the output.
         committer: who committed the proof first.
         other_cid: where the other of buyer and node says that the same proof is.
+        review_ppm: how likely the committee reviews the committed execution, as it was when the
+            proof was committed.
+        waived: 1 when it was settled without a review: the lottery had not drawn it.
     """
 
     prefix: ClassVar[bytes] = b"t"
@@ -123,6 +128,8 @@ class TaskRecord(Record):
     disputes: Uint = 0
     committer: Address | None = None
     other_cid: Cid | None = None
+    review_ppm: Ppm = PPM
+    waived: Annotated[int, Field(ge=0, le=1, strict=True)] = 0
 
     def key(self) -> bytes:
         return self.prefix + self.task_id
@@ -140,11 +147,15 @@ class AccountRecord(Record):
         locked: earned money that can be taken back until it is due.
         bonded_wei: part of the stake that vouches for tasks under way and cannot be unstaked. A
             slash may leave less at stake than this.
+        engaged_wei: prices of the tasks under way that it was assigned: the stake vouches for all
+            of them at once.
+        disputed: outputs of this node whose dispute is not decided.
         vouching_until_ms: what is unstaked stays in reach until then at least: unbonding was to
             last so long when the last task was assigned.
-        accepted: executions of this node that the committee accepted, ever.
+        accepted: executions of this node that the committee reviewed and accepted, ever.
         rejected: executions of this node that the committee rejected, ever.
-        standing: the same, fading with time: the ground of its reputation.
+        standing: what was reviewed, fading with time: the ground of its reputation.
+        seat: what it has done on the committee; absent before anything was.
     """
 
     prefix: ClassVar[bytes] = b"a"
@@ -153,12 +164,15 @@ class AccountRecord(Record):
     nonce: Uint = 0
     stake_wei: Wei = 0
     bonded_wei: Wei = 0
+    engaged_wei: Wei = 0
+    disputed: Uint = 0
     vouching_until_ms: Uint = 0
     unbonding: tuple[Tranche, ...] = ()
     locked: tuple[Tranche, ...] = ()
     accepted: Uint = 0
     rejected: Uint = 0
     standing: Standing = Standing()
+    seat: SeatStanding | None = None
     registered: NodeInfo | None = None
 
     def key(self) -> bytes:
@@ -194,6 +208,17 @@ class AccountRecord(Record):
     def reputation_ppm(self) -> int:
         """Mean of the Beta posterior as of the last judged execution; one half without any."""
         return self.standing.reputation_ppm
+
+    @property
+    def seat_reputation_ppm(self) -> int:
+        """The same of its service on the committee; one half before any."""
+        return (self.seat or SeatStanding()).reputation_ppm
+
+    def reach_wei(self, until_ms: int) -> int:
+        """What a slash at ``until_ms`` still reaches, if nothing is slashed before: the stake, and
+        what of the unbonding is not free by then."""
+        late = (tranche for tranche in self.unbonding if tranche.due_ms > until_ms)
+        return self.stake_wei + total_wei(tuple(late))
 
     def at(self, now_ms: int) -> Self:
         """With what is due by ``now_ms`` moved to the balance."""

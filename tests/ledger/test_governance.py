@@ -58,7 +58,7 @@ DEMANDS = [
     (group, name)
     for group, fields in Params().plain().items()
     for name in fields
-    if "_wei" in name and name not in ("over_wei", "fee_per_byte_wei")
+    if "_wei" in name and name not in ("over_wei", "always_over_wei", "fee_per_byte_wei")
 ]
 """What somebody must have to take part."""
 LOWER = {"changes": (LOWER_FEE,), "models": ()}

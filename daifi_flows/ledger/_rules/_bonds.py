@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from daifi_flows.cnft import PPM, Payment
 from daifi_flows.ledger._economics import Fault, slash_parts
-from daifi_flows.ledger._records import TaskRecord
+from daifi_flows.ledger._records import TaskRecord, TaskState
 from daifi_flows.ledger._rules._context import Context, refuse
 from daifi_flows.ledger._rules._stakes import share_out
 
-__all__ = ["bond", "bond_wei", "charged", "forfeit_bond", "free_bond", "vouched_until_ms"]
+__all__ = ["bond", "bond_wei", "charged", "disengage", "forfeit_bond", "vouched_until_ms"]
 
 
 def bond_wei(ctx: Context, price_wei: int) -> int:
@@ -36,6 +36,7 @@ def bond(ctx: Context, node: str, price_wei: int) -> int:
         )
     update = {
         "bonded_wei": account.bonded_wei + amount_wei,
+        "engaged_wei": account.engaged_wei + price_wei,
         "vouching_until_ms": max(account.vouching_until_ms, vouched_until_ms(ctx)),
     }
     ctx.layer.put(account.model_copy(update=update))
@@ -47,13 +48,17 @@ def vouched_until_ms(ctx: Context) -> int:
     return ctx.now_ms + ctx.params.staking.unbonding_ms
 
 
-def free_bond(ctx: Context, task: TaskRecord) -> None:
-    """Let the node of a task have its bond back; the caller clears it in the task."""
-    if task.node is None or task.bond_wei == 0:
+def disengage(ctx: Context, task: TaskRecord) -> None:
+    """End a task's assignment, if it has one: its node has its bond back, and its stake vouches
+    for it no more. The caller writes the task, without the bond."""
+    if task.node is None or task.state not in (TaskState.ASSIGNED, TaskState.COMMITTED):
         return
     account = ctx.account(task.node)
-    bonded_wei = account.bonded_wei - task.bond_wei
-    ctx.layer.put(account.model_copy(update={"bonded_wei": bonded_wei}))
+    update = {
+        "bonded_wei": account.bonded_wei - task.bond_wei,
+        "engaged_wei": account.engaged_wei - task.price_wei,
+    }
+    ctx.layer.put(account.model_copy(update=update))
 
 
 def charged(ctx: Context, task: TaskRecord) -> bool:
@@ -69,12 +74,15 @@ def forfeit_bond(
     ctx: Context, task: TaskRecord, reporter: str
 ) -> tuple[TaskRecord, tuple[Payment, ...]]:
     """Take the part of the bond that an unanswered task costs, and free the rest; the task
-    without a bond, and the payments."""
+    without a bond, and the payments. The caller ends the assignment."""
     assert task.node is not None, "only an assigned task has a bond"
-    free_bond(ctx, task)
     account = ctx.account(task.node)
     fraction_ppm = ctx.params.slashing.fraction_ppm(Fault.UNANSWERED)
     (lost_wei,) = slash_parts([min(task.bond_wei, account.stake_wei)], fraction_ppm)
-    ctx.layer.put(account.model_copy(update={"stake_wei": account.stake_wei - lost_wei}))
+    update = {
+        "stake_wei": account.stake_wei - lost_wei,
+        "bonded_wei": account.bonded_wei - task.bond_wei,
+    }
+    ctx.layer.put(account.model_copy(update=update))
     payments = share_out(ctx, lost_wei, offender=task.node, reporter=reporter)
     return task.model_copy(update={"bond_wei": 0}), payments

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from daifi_flows.cnft import Payment
+from daifi_flows.cnft import PPM, Payment
 from daifi_flows.ledger._records import TaskRecord, TaskState
 from daifi_flows.ledger._rules._auctions import end_auction, start_auction
-from daifi_flows.ledger._rules._bonds import free_bond
+from daifi_flows.ledger._rules._bonds import disengage
 from daifi_flows.ledger._rules._context import Context, refuse
 
 __all__ = ["refund", "reopen", "require_attempt", "require_state", "require_task"]
@@ -35,14 +35,14 @@ def refund(ctx: Context, task: TaskRecord, state: TaskState) -> tuple[Payment, .
     """End a task in ``state`` and give its whole escrow back to the buyer, and what others had
     in it to them."""
     payments = end_auction(ctx, task)
-    free_bond(ctx, task)
+    disengage(ctx, task)
     ctx.layer.put(task.model_copy(update={"state": state, "escrow_wei": 0, "bond_wei": 0}))
     return (*ctx.credit(task.spec.buyer, task.escrow_wei, "refund"), *payments)
 
 
 def reopen(ctx: Context, task: TaskRecord, barred: tuple[str, ...]) -> None:
     """Back to open for the next attempt; the escrow stays. Nodes bid anew, if there is time."""
-    free_bond(ctx, task)
+    disengage(ctx, task)
     task = task.model_copy(
         update={
             "state": TaskState.OPEN,
@@ -59,6 +59,7 @@ def reopen(ctx: Context, task: TaskRecord, barred: tuple[str, ...]) -> None:
             "eta_ms": 0,
             "bond_wei": 0,
             "vouched_until_ms": 0,
+            "review_ppm": PPM,
         }
     )
     ctx.layer.put(task)

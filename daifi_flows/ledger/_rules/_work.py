@@ -25,6 +25,7 @@ __all__ = [
     "let_go_reward",
     "price_index_ppm",
     "record_rejection",
+    "record_verified",
     "record_work",
 ]
 
@@ -130,7 +131,13 @@ def _weigh(
 
 
 def record_work(
-    ctx: Context, node: str, *, flop: int, paid_wei: int, wait_ms: int | None = None
+    ctx: Context,
+    node: str,
+    *,
+    flop: int,
+    paid_wei: int,
+    wait_ms: int | None = None,
+    unseen_until_ms: int | None = None,
 ) -> None:
     """Count one accepted execution: for reputation, for the epoch's reward and as demand.
 
@@ -138,6 +145,8 @@ def record_work(
         flop: floating-point operations, as the node stated them.
         paid_wei: what the buyer paid for them; bounds what is believed.
         wait_ms: from assignment to answer; absent where nothing was assigned.
+        unseen_until_ms: of work that nobody reviewed, the last instant at which its output can be
+            challenged: it shows nothing about the node, and no reward is paid for it before.
     """
     params = ctx.params
     mflop = economics.credited_mflop(flop, paid_wei, params.rewards.credit_wei_per_pflop)
@@ -150,10 +159,11 @@ def record_work(
     most = params.rewards.node_gflops * ctx.genesis.epoch_ms  # a gigaFLOP a second, in megaFLOP
     mflop = min(mflop, max(most - part.mflop, 0))
     account = ctx.account(node)
-    standing = account.standing.at(ctx.now_ms, params.staking.half_life_ms).with_accepted(mflop)
-    ctx.layer.put(
-        account.model_copy(update={"standing": standing, "accepted": account.accepted + 1})
-    )
+    standing = account.standing.at(ctx.now_ms, params.staking.half_life_ms)
+    if unseen_until_ms is None:
+        standing = standing.with_accepted(mflop)
+        update = {"standing": standing, "accepted": account.accepted + 1}
+        ctx.layer.put(account.model_copy(update=update))
     latency = part.latency if wait_ms is None else part.latency.with_sample(wait_ms)
     part = part.model_copy(
         update={
@@ -161,6 +171,7 @@ def record_work(
             "waits": latency.count,
             "total_ms": latency.total_ms,
             "squares_ms2": latency.squares_ms2,
+            "free_ms": max(part.free_ms, unseen_until_ms or 0),
         }
     )
     pool, part = _weigh(ctx, pool, part, standing.reputation_ppm)
@@ -169,6 +180,17 @@ def record_work(
     known = _schedule(ctx.layer, ctx.genesis)
     used = min(known.used_mflop + mflop, _LIMIT)
     ctx.layer.put(known.model_copy(update={"used_mflop": used}))
+
+
+def record_verified(ctx: Context, node: str, *, flop: int, paid_wei: int) -> None:
+    """Count an execution for reputation that was paid unseen, and reviewed after that."""
+    params = ctx.params
+    mflop = economics.credited_mflop(flop, paid_wei, params.rewards.credit_wei_per_pflop)
+    account = ctx.account(node)
+    standing = account.standing.at(ctx.now_ms, params.staking.half_life_ms).with_accepted(mflop)
+    ctx.layer.put(
+        account.model_copy(update={"standing": standing, "accepted": account.accepted + 1})
+    )
 
 
 def record_rejection(ctx: Context, node: str) -> None:

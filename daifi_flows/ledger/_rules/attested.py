@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from daifi_flows.cnft import Attestation, Decision
+from daifi_flows.cnft import PPM, Attestation, Basis, Decision
 from daifi_flows.encoding import keccak256
 from daifi_flows.ledger._economics import Fault, split_price
 from daifi_flows.ledger._origins import Origin, work_of
 from daifi_flows.ledger._records import TaskRecord, TaskState
-from daifi_flows.ledger._rules._bonds import free_bond
+from daifi_flows.ledger._rules._bonds import disengage
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
 from daifi_flows.ledger._rules._minting import holders_of, mint
 from daifi_flows.ledger._rules._quorum import require_quorum
+from daifi_flows.ledger._rules._reviews import record_service
 from daifi_flows.ledger._rules._stakes import lock, slash
 from daifi_flows.ledger._rules._tasks import refund, reopen, require_state, require_task
 from daifi_flows.ledger._rules._work import record_rejection, record_work
@@ -25,12 +26,13 @@ __all__ = ["RULES", "check_attestation"]
 
 def check_attestation(
     ctx: Context, task: TaskRecord, attestation: Attestation, decision: Decision
-) -> tuple[str, ...]:
-    """Check an attestation against the committed proof; the signing seats' accounts.
+) -> None:
+    """Check an attestation against the committed proof.
 
     Raises:
         TransactionRefused: ``bad-field`` for another ledger, epoch, attempt, node, output, proof
-            or decision; ``bad-signature`` for fewer than a quorum or a wrong BLS aggregate.
+            or decision, or a review waived that was not to be waived; ``bad-signature`` for fewer
+            than a quorum or a wrong BLS aggregate.
     """
     assert task.proof is not None, "a committed task has a proof"
     committee = ctx.committee
@@ -50,7 +52,9 @@ def check_attestation(
             "the attestation is about another proof than was committed; its buyer and its node may "
             "each commit once where the proof is",
         )
-    if (
+    if attestation.basis is Basis.WAIVED:
+        _check_waived(task, attestation)
+    elif (
         decision is Decision.ACCEPTED
         and attestation.confidence_ppm < task.spec.review.min_confidence_ppm
     ):
@@ -59,16 +63,22 @@ def check_attestation(
             f"confidence {attestation.confidence_ppm} ppm is under the task's minimum of "
             f"{task.spec.review.min_confidence_ppm}",
         )
-    seats = require_quorum(
-        committee, attestation.signers, attestation.message(), attestation.signature
-    )
-    return tuple(seat.account for seat in seats)
+    require_quorum(committee, attestation.signers, attestation.message(), attestation.signature)
+
+
+def _check_waived(task: TaskRecord, attestation: Attestation) -> None:
+    """Whether the review lottery applied. That it did not draw this execution, a quorum says."""
+    if attestation.decision is not Decision.ACCEPTED or attestation.confidence_ppm:
+        refuse("bad-field", "nobody reviewed this: it can only be accepted, with confidence 0")
+    if task.review_ppm >= PPM:
+        refuse("bad-field", "this execution is always reviewed; ask the committee for a finding")
 
 
 def settle(ctx: Context, tx: Settle) -> Facts:
     """Split the price, refund the rest, mint the token, count the work.
 
-    The node's share is locked until its output can no longer be challenged.
+    The node's share is locked until its output can no longer be challenged. Where the review was
+    waived, this says nothing about the node or the seats: nobody's reputation moves.
     """
     layer, fees = ctx.layer, ctx.params.fees
     task = require_task(ctx, tx.attestation.task_id)
@@ -83,22 +93,28 @@ def settle(ctx: Context, tx: Settle) -> Facts:
             "the output could be challenged when the node's stake may be out of reach: it was "
             "assigned too long ago; expire it for a refund",
         )
-    seats = check_attestation(ctx, task, tx.attestation, Decision.ACCEPTED)
+    attestation = tx.attestation
+    check_attestation(ctx, task, attestation, Decision.ACCEPTED)
     assert task.proof is not None, "a committed task has a proof"
-    node, price = tx.attestation.node, task.price_wei
+    node, price = attestation.node, task.price_wei
+    waived = attestation.basis is Basis.WAIVED
+    challenge_until_ms = ctx.now_ms + ctx.params.rewards.challenge_ms
     owners = holders_of(layer, task.spec.parents)
     split = split_price(
         price,
-        seats=len(seats),
+        seats=attestation.signers.bit_count(),
         parents=len(owners),
         committee_ppm=fees.committee_ppm,
         royalty_ppm=fees.royalty_ppm,
         treasury_ppm=fees.treasury_ppm,
     )
-    free_bond(ctx, task)
+    disengage(ctx, task)
     payments = lock(ctx, node, split.node_wei, "node")
-    for seat in seats:
-        payments += ctx.credit(seat, split.seat_wei, "committee")
+    if waived:
+        for seat in ctx.committee.signers(attestation.signers):
+            payments += ctx.credit(seat.account, split.seat_wei, "committee")
+    else:
+        payments += record_service(ctx, ctx.committee, attestation.signers, split.seat_wei)
     for owner in owners:
         payments += ctx.credit(owner, split.owner_wei, "royalty")
     payments += ctx.to_treasury(split.treasury_wei, "treasury")
@@ -109,8 +125,9 @@ def settle(ctx: Context, tx: Settle) -> Facts:
         flop=task.proof.statement.usage.flops,
         paid_wei=price,
         wait_ms=task.answered_ms - task.assigned_ms,
+        unseen_until_ms=challenge_until_ms if waived else None,
     )
-    attested = keccak256(tx.attestation.canonical())
+    attested = keccak256(attestation.canonical())
     token = mint(
         ctx,
         task_id=task.task_id,
@@ -120,7 +137,7 @@ def settle(ctx: Context, tx: Settle) -> Facts:
         origin=Origin(
             work=work_of(task.spec),
             node=node,
-            output_cid=tx.attestation.output_cid,
+            output_cid=attestation.output_cid,
             attestation=attested,
             price_wei=price,
         ),
@@ -129,13 +146,14 @@ def settle(ctx: Context, tx: Settle) -> Facts:
         task.model_copy(
             update={
                 "state": TaskState.SETTLED,
-                "proof_cid": tx.attestation.proof_cid,
+                "proof_cid": attestation.proof_cid,
                 "escrow_wei": 0,
                 "token_id": token.token_id,
                 "settled_ms": ctx.now_ms,
                 "earned_wei": split.node_wei,
                 "bond_wei": 0,
-                "challenge_until_ms": ctx.now_ms + ctx.params.rewards.challenge_ms,
+                "challenge_until_ms": challenge_until_ms,
+                "waived": int(waived),
             }
         )
     )
@@ -155,6 +173,7 @@ def reject(ctx: Context, tx: Reject) -> Facts:
     require_state(task, TaskState.COMMITTED)
     check_attestation(ctx, task, tx.attestation, Decision.REJECTED)
     node = tx.attestation.node
+    record_service(ctx, ctx.committee, tx.attestation.signers)
     record_rejection(ctx, node)
     payments = slash(ctx, node, Fault.REJECTED, tx.sender)
     reopen(ctx, task, (*task.barred, node))

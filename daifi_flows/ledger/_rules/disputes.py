@@ -23,6 +23,7 @@ from daifi_flows.ledger._rules._work import (
     hold_reward,
     let_go_reward,
     record_rejection,
+    record_verified,
 )
 from daifi_flows.ledger._tx import Transaction
 from daifi_flows.ledger._tx.disputes import Dispute, ExpireDispute, ResolveDispute
@@ -64,6 +65,7 @@ def dispute(ctx: Context, tx: Dispute) -> Facts:
     assert task.node is not None, "a settled task has a node"
     ctx.debit(tx.sender, tx.bond_wei)
     held_wei = seize(ctx, task.node, task.earned_wei)
+    _count_disputed(ctx, task.node, 1)
     hold_reward(ctx, task.node, epoch_of(ctx, task.settled_ms))
     ctx.layer.put(
         DisputeRecord(
@@ -148,7 +150,14 @@ def _require_dispute(
 def _end(ctx: Context, task: TaskRecord, record: DisputeRecord) -> None:
     assert task.node is not None, "a settled task has a node"
     ctx.layer.remove(record.key())
+    _count_disputed(ctx, task.node, -1)
     let_go_reward(ctx, task.node, epoch_of(ctx, task.settled_ms))
+
+
+def _count_disputed(ctx: Context, node: str, change: int) -> None:
+    """While an output of a node is in doubt, the committee reviews all that it does."""
+    account = ctx.account(node)
+    ctx.layer.put(account.model_copy(update={"disputed": account.disputed + change}))
 
 
 def _uphold(ctx: Context, task: TaskRecord, record: DisputeRecord) -> tuple[Payment, ...]:
@@ -168,8 +177,12 @@ def _uphold(ctx: Context, task: TaskRecord, record: DisputeRecord) -> tuple[Paym
 
 
 def _dismiss(ctx: Context, task: TaskRecord, record: DisputeRecord) -> tuple[Payment, ...]:
-    """The output was reviewed by all seats and is right: nobody can dispute it again."""
-    assert task.node is not None
+    """The output was reviewed by all seats and is right: nobody can dispute it again. If it was
+    not reviewed before, this speaks for the node."""
+    assert task.node is not None and task.proof is not None
+    if task.waived:
+        flop = task.proof.statement.usage.flops
+        record_verified(ctx, task.node, flop=flop, paid_wei=task.price_wei)
     node_wei = record.bond_wei * ctx.params.disputes.node_ppm // PPM
     payments = ctx.credit(task.node, record.held_wei, "node")
     payments += ctx.credit(task.node, node_wei, "bond")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from daifi_flows.cnft import NodeInfo, Payment, token_id_of
+from daifi_flows.cnft import NodeInfo, Payment, ProofHeader, token_id_of
 from daifi_flows.errors import KeyMaterialError, TransactionRefused
 from daifi_flows.keys import recover_address
 from daifi_flows.ledger._disputes import DisputeRecord, dispute_key
@@ -16,6 +16,7 @@ from daifi_flows.ledger._rules._auctions import award, check_windows, start_auct
 from daifi_flows.ledger._rules._bonds import bond, charged, forfeit_bond, vouched_until_ms
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
 from daifi_flows.ledger._rules._minting import holder_of
+from daifi_flows.ledger._rules._reviews import review_rate_ppm
 from daifi_flows.ledger._rules._tasks import (
     refund,
     reopen,
@@ -158,7 +159,7 @@ def _check_ask(ctx: Context, node: NodeInfo, price_wei: int) -> None:
 
 
 def commit(ctx: Context, tx: Commit) -> Facts:
-    """Bind the node to one proof of one output.
+    """Bind the node to one proof of one output, and fix how likely the committee reviews it.
 
     The node signed the proof's header, but the content id is only the sender's word, and a proof
     has one. So whoever of buyer and node comes second may give its own for the same header: a
@@ -194,6 +195,7 @@ def commit(ctx: Context, tx: Commit) -> Facts:
         ) from error
     if signer != header.node:
         refuse("bad-signature", f"the proof header was not signed by node {header.node}")
+    review_ppm = review_rate_ppm(ctx, task)
     ctx.layer.put(
         task.model_copy(
             update={
@@ -202,10 +204,22 @@ def commit(ctx: Context, tx: Commit) -> Facts:
                 "proof_cid": tx.proof_cid,
                 "committer": tx.sender,
                 "answered_ms": ctx.now_ms,
+                "review_ppm": review_ppm,
             }
         )
     )
-    return {"task_id": task.task_id, "node": task.node}
+    return _committed(task, header, review_ppm)
+
+
+def _committed(task: TaskRecord, header: ProofHeader, review_ppm: int) -> Facts:
+    """What seats are shown before a review: which proof, in which attempt, checked how often."""
+    return {
+        "task_id": task.task_id,
+        "node": task.node,
+        "content": header.digest(),
+        "attempt": task.attempt,
+        "review_ppm": review_ppm,
+    }
 
 
 def _commit_again(ctx: Context, task: TaskRecord, tx: Commit) -> Facts:
@@ -216,7 +230,7 @@ def _commit_again(ctx: Context, task: TaskRecord, tx: Commit) -> Facts:
     if tx.header.digest() != task.proof.digest():
         refuse("bad-field", "another proof was committed; only its content id can be given again")
     ctx.layer.put(task.model_copy(update={"other_cid": tx.proof_cid}))
-    return {"task_id": task.task_id, "node": task.node}
+    return _committed(task, tx.header, task.review_ppm)
 
 
 def release(ctx: Context, tx: Release) -> Facts:
