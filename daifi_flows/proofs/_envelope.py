@@ -13,8 +13,9 @@ from daifi_flows.errors import DaifiError, KeyMaterialError, ProofError
 from daifi_flows.keys import Account, recover_address
 from daifi_flows.proofs._registry import get_scheme
 from daifi_flows.proofs._scheme import Claim, Reference, Verdict, cannot_tell, invalid
+from daifi_flows.proofs._spans import MAX_SPANS, WHOLE, Span
 
-__all__ = ["MAX_PAYLOAD_BYTES", "make_proof", "transcript_of", "verify_proof"]
+__all__ = ["MAX_PAYLOAD_BYTES", "make_proof", "spans_of", "transcript_of", "verify_proof"]
 
 MAX_PAYLOAD_BYTES: Final = 1024 * 1024
 """Largest payload of any scheme, in bytes: proofs travel in ledgers and bundles. Schemes bound
@@ -70,10 +71,32 @@ def make_proof(claim: Claim, execution: Execution, account: Account, workdir: Pa
     )
 
 
-def verify_proof(claim: Claim, proof: Proof, reference: Reference | None, workdir: Path) -> Verdict:
+def spans_of(proof: Proof) -> tuple[Span, ...]:
+    """The parts in which a stranger's proof can be checked, in order; at least one, at most 64.
+
+    Checking all of them is checking the whole, whatever the proof: what is malformed is so in every
+    part. The token schemes have one for every 256 output tokens begun, the others one in all.
+    """
+    try:
+        spans = get_scheme(proof.scheme).spans(proof)
+    except Exception:  # not known here, or a scheme that chokes on this proof: verifying says so
+        return (WHOLE,)
+    return spans if 1 <= len(spans) <= MAX_SPANS else (WHOLE,)
+
+
+def verify_proof(
+    claim: Claim,
+    proof: Proof,
+    reference: Reference | None,
+    workdir: Path,
+    span: Span | None = None,
+) -> Verdict:
     """Check a stranger's proof: what holds for every scheme first, then the scheme's own checks.
 
-    ``reference`` is ``None`` when the model is not at hand.
+    Args:
+        reference: ``None`` when the model is not at hand.
+        span: one of :func:`spans_of`, to check only that part of the output; ``None`` for all of
+            it, which costs more at once and weighs the evidence of all parts together.
 
     Returns:
         A verdict for any proof whatsoever. ``INVALID`` accuses the node; trouble on this side
@@ -86,7 +109,13 @@ def verify_proof(claim: Claim, proof: Proof, reference: Reference | None, workdi
         scheme = get_scheme(proof.scheme)
         if fault := scheme.refuses(claim.spec.sampling):
             return cannot_tell(f"{proof.scheme} cannot prove such a step: {fault}")
-        return scheme.verify(claim, proof, reference, workdir)
+        if span is not None:
+            spans = spans_of(proof)
+            if span not in spans:
+                return cannot_tell("the part that was asked for is not one of this output's")
+            if len(spans) == 1:
+                span = None
+        return scheme.verify(claim, proof, reference, workdir, span)
     except DaifiError as error:
         return cannot_tell(str(error))
     except Exception as error:  # a verifier must outlive whatever its engine raises

@@ -93,9 +93,12 @@ class Choices:
 
 
 def choices(
-    logits: NDArray[np.float32], tokens: Sequence[int], sampling: Sampling
+    logits: NDArray[np.float32], tokens: Sequence[int], sampling: Sampling, first: int = 0
 ) -> Choices | None:
     """Compare ``tokens`` with ``logits`` ``[tokens, vocab]``.
+
+    Args:
+        first: position of the first of them in the output; their noise hangs on it.
 
     Returns:
         ``None`` when the logits are not one finite-or-``−inf`` row per token: trouble with the
@@ -117,17 +120,24 @@ def choices(
         [],
     )
     for row, token in enumerate(tokens):
-        if not _fill(found, row, logits[row], int(token), sampling):
+        if not _fill(found, row, logits[row], int(token), sampling, first + row):
             return None
     return found
 
 
 def _fill(
-    found: Choices, row: int, logits: NDArray[np.float32], token: int, sampling: Sampling
+    found: Choices,
+    row: int,
+    logits: NDArray[np.float32],
+    token: int,
+    sampling: Sampling,
+    position: int,
 ) -> bool:
     heat = sampling.temperature_ppm / PPM
     unit = heat or 1.0
-    ids, scores = contenders(logits, sampling, row, most=MOST, reach=REACH / unit, slack=CUTS[-1])
+    ids, scores = contenders(
+        logits, sampling, position, most=MOST, reach=REACH / unit, slack=CUTS[-1]
+    )
     if not len(ids):
         return False
     levels = _levels(logits, ids, sampling)
@@ -143,7 +153,7 @@ def _fill(
         found.edges[row] = gaps[-1]
     uncut = np.flatnonzero(levels <= CUTS.index(0.0))
     # Where the best token that is not cut lies in the bins, it is drawn anew.
-    found.best.append(int(ids[uncut[0]]) if len(uncut) else sample(logits, sampling, row))
+    found.best.append(int(ids[uncut[0]]) if len(uncut) else sample(logits, sampling, position))
     if not 0 <= token < len(logits) or not np.isfinite(logits[token]):
         return True
     place = np.flatnonzero(ids == token)
@@ -154,7 +164,7 @@ def _fill(
     else:
         score = float(logits[token])
         if heat:
-            score += heat * float(gumbel(sampling.seed, row, token + 1)[token])
+            score += heat * float(gumbel(sampling.seed, position, token + 1)[token])
         gap, level = float(scores[0]) * unit - score, int(_levels(logits, [token], sampling)[0])
         level = _OUTSIDE if level == _OUTSIDE else 0  # a bin is one outcome, whatever is in it
         edge = 0.0 if level == _OUTSIDE else found.edges[row]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from daifi_flows.cnft import Content, Execution, Materials, Proof, Sampling, TaskSpec
+from daifi_flows.proofs._spans import Span
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,12 +61,15 @@ class Verdict:
         reason: one sentence for a person.
         reexecuted: what the verifier computed itself, for the judges; absent when the scheme
             recomputes nothing comparable.
+        claimed: what that answers to, for the judges: the node's output, or the part of it that
+            was checked. Absent where ``reexecuted`` is.
     """
 
     outcome: Outcome
     confidence_ppm: int
     reason: str
     reexecuted: Content | None = None
+    claimed: Content | None = None
 
 
 def invalid(reason: str) -> Verdict:
@@ -128,7 +132,10 @@ class Reference(Protocol):
         ...
 
     def prefill(self, spec: TaskSpec, prompt: Sequence[int], output: Sequence[int]) -> Prefill:
-        """Score ``output`` given ``prompt`` in one pass."""
+        """Score ``output`` given ``prompt`` in one pass.
+
+        For a later part of an answer, ``prompt`` ends with the output tokens before it.
+        """
         ...
 
     def prefill_again(
@@ -175,6 +182,15 @@ class Scheme(Protocol):
         """
         ...
 
+    def spans(self, proof: Proof) -> tuple[Span, ...]:
+        """The parts of the output that can be checked one by one; ``(WHOLE,)`` where it is checked
+        as a whole.
+
+        At most :data:`~daifi_flows.proofs.MAX_SPANS`, the same on every verifier, and quickly:
+        for any proof whatsoever, before anything of it was checked.
+        """
+        ...
+
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """The payload.
 
@@ -188,11 +204,20 @@ class Scheme(Protocol):
         ...
 
     def verify(
-        self, claim: Claim, proof: Proof, reference: Reference | None, workdir: Path
+        self,
+        claim: Claim,
+        proof: Proof,
+        reference: Reference | None,
+        workdir: Path,
+        span: Span | None = None,
     ) -> Verdict:
         """Check the payload. The generic checks of :func:`proofs.verify_proof` have passed.
 
         ``reference`` is absent when no model is at hand. Never raises for bad bytes: they are
         ``INVALID``; what cannot be checked is ``CANNOT_TELL``.
+
+        Args:
+            span: one of several :meth:`spans`; the verdict is then about that part, and about what
+                is cheap to see of the rest. ``None``: the whole output.
         """
         ...

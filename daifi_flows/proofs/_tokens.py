@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 from daifi_flows.cnft import Content, Execution, Sampling, Statement, TaskSpec
 from daifi_flows.errors import EncodingError, ModelError, ProofError
 from daifi_flows.proofs._scheme import Claim, Prefill, Reference, Verdict, cannot_tell, invalid
+from daifi_flows.proofs._spans import MAX_SPANS, SPAN_TOKENS, Span
 
 __all__ = [
     "MAX_OUTPUT_TOKENS",
@@ -25,7 +26,7 @@ __all__ = [
 ]
 
 MAX_PROMPT_TOKENS: Final = 131_072
-MAX_OUTPUT_TOKENS: Final = 16_384
+MAX_OUTPUT_TOKENS: Final = MAX_SPANS * SPAN_TOKENS
 _MAX_TOKEN: Final = 1 << 20
 """Token ids lie below this; the largest vocabularies in use are near 2¹⁸."""
 MAX_TOKENS_BYTES: Final = 64 + 5 * (MAX_PROMPT_TOKENS + MAX_OUTPUT_TOKENS)
@@ -49,29 +50,47 @@ class Reading:
     """Claimed tokens that passed every check but the statistical ones.
 
     Attributes:
-        prefill: the verifier's own pass over them.
+        span: the part of the output that is judged; the checks passed are of all of it.
+        prefill: the verifier's own pass, up to the end of that part; a row for each of its tokens.
     """
 
     sampling: Sampling
     tokens: Tokens
+    span: Span
     prefill: Prefill
     _claim: Claim
     _reference: Reference
     _ends: frozenset[int]
 
-    def own_answer(self, best: Sequence[int]) -> Content | None:
+    @property
+    def output(self) -> list[int]:
+        """The claimed tokens of this part."""
+        return self.tokens.output[self.span.start : self.span.stop]
+
+    def prefill_again(self) -> Prefill | None:
+        """See :meth:`Reference.prefill_again`; may raise as :meth:`Reference.prefill`."""
+        prompt = _before(self.tokens, self.span)
+        return self._reference.prefill_again(self._claim.spec, prompt, self.output)
+
+    def own_answer(self, best: Sequence[int]) -> tuple[Content | None, Content | None]:
         """The verifier's output, from its ``best`` token at each position given the claimed ones
-        before, up to where it would have ended. ``None`` when they cannot be rendered."""
+        before, up to where it would have ended; and what the node claims in its place. Nothing
+        when they cannot be rendered."""
+        last = next((i for i, token in enumerate(best) if token in self._ends), len(best) - 1)
+        try:
+            own = self._render(best[: last + 1])
+            part = self.span.count > 1
+            return own, self._render(self.output) if part else self._claim.output
+        except (EncodingError, ModelError):
+            return None, None
+
+    def _render(self, tokens: Sequence[int]) -> Content:
         claim = self._claim
         assert claim.input is not None
         assert claim.output is not None
-        last = next((i for i, token in enumerate(best) if token in self._ends), len(best) - 1)
-        try:
-            return self._reference.render_output(
-                claim.spec, claim.input, list(best[: last + 1]), claim.output.salt
-            )
-        except (EncodingError, ModelError):
-            return None
+        return self._reference.render_output(
+            claim.spec, claim.input, list(tokens), claim.output.salt
+        )
 
 
 def tokens_of(claim: Claim, execution: Execution, scheme: str) -> Tokens:
@@ -115,9 +134,14 @@ def parse_tokens(fields: Mapping[str, Any]) -> Tokens:
 
 
 def read_tokens(
-    claim: Claim, statement: Statement, tokens: Tokens, reference: Reference | None
+    claim: Claim,
+    statement: Statement,
+    tokens: Tokens,
+    reference: Reference | None,
+    span: Span | None = None,
 ) -> Reading | Verdict:
-    """Bounds, billing, template, ending and text, cheapest first, then one prefill.
+    """Bounds, billing, template, ending and text of all tokens, cheapest first, then one prefill up
+    to the end of ``span`` (of the whole output without one).
 
     Returns:
         The verdict where a check fails or cannot be made; never raises for a node's bytes.
@@ -148,12 +172,19 @@ def read_tokens(
         rendered = reference.render_output(spec, input, tokens.output, output.salt)
         if (rendered.media_type, rendered.data) != (output.media_type, output.data):
             return invalid("the output is not what these tokens say")
-        prefill = reference.prefill(spec, tokens.prompt, tokens.output)
+        span = Span(0, 1, 0, len(tokens.output)) if span is None else span
+        part = tokens.output[span.start : span.stop]
+        prefill = reference.prefill(spec, _before(tokens, span), part)
     except EncodingError as error:  # the reference refuses the node's tokens
         return invalid(f"the model does not accept these tokens: {error}")
     except ModelError as error:
         return cannot_tell(f"the tokens cannot be checked here: {error}")
-    return Reading(spec.sampling, tokens, prefill, claim, reference, ends)
+    return Reading(spec.sampling, tokens, span, prefill, claim, reference, ends)
+
+
+def _before(tokens: Tokens, span: Span) -> list[int]:
+    """What the model has read before the first token of ``span``."""
+    return [*tokens.prompt, *tokens.output[: span.start]]
 
 
 def refuses(sampling: Sampling | None) -> str | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Final
 
 import numpy as np
@@ -100,6 +101,9 @@ def judge_activations(
     errors: ChunkErrors,
     bounds: ActivationBounds | None,
     again: Callable[[], ChunkErrors | None] = lambda: None,
+    *,
+    first: int = 0,
+    parts: int = 1,
 ) -> ActivationFinding:
     """Valid, invalid or cannot tell, from the errors of one answer.
 
@@ -114,10 +118,14 @@ def judge_activations(
         again: the verifier's own activations of another kernel against those that ``errors`` were
             taken with, ``None`` when it has one kernel. Called only for an answer more than two
             deviations above the centre; the deviation is then the relative error's.
+        first: number of the first chunk in the output, for the reason.
+        parts: the answer is judged in so many parts, each by itself. Both limits then leave each
+            of them its share of the chance that an honest answer exceeds them.
     """
     error = answer_error(errors)
     facts = _facts(errors, error)
-    far = _far_chunk(errors, bounds)
+    far = _far_chunk(errors, bounds, first)
+    accept, reject = _shared(ACCEPT, parts), _shared(REJECT, parts)
     if bounds is None:
         if far is not None:
             reason = f"{far}, but the model has no calibration: {facts}"
@@ -132,15 +140,15 @@ def judge_activations(
             relative = error / noise
             deviation = (relative - bounds.relative.mean) / _spread(bounds.relative, _size(errors))
             facts += f", {relative:.2f} times what rounding does to this answer"
-    if far is not None or deviation >= REJECT:
-        confidence = round(_INVALID_CEILING * min(1.0, REJECT / max(deviation, REJECT)))
+    if far is not None or deviation >= reject:
+        confidence = round(_INVALID_CEILING * min(1.0, reject / max(deviation, reject)))
         what = far or "the activations are not the model's"
         return ActivationFinding(Outcome.INVALID, confidence, f"{what}: {facts}", error, deviation)
-    if deviation <= ACCEPT:
-        confidence = PPM - (PPM - _VALID_FLOOR) * max(0.0, deviation / ACCEPT)
+    if deviation <= accept:
+        confidence = PPM - (PPM - _VALID_FLOOR) * max(0.0, deviation / accept)
         reason = f"the activations are the model's: {facts}"
         return ActivationFinding(Outcome.VALID, round(confidence), reason, error, deviation)
-    share = (deviation - ACCEPT) / (REJECT - ACCEPT)
+    share = (deviation - accept) / (reject - accept)
     confidence = round(_UNSURE_CEILING - (_UNSURE_CEILING - _INVALID_CEILING) * share)
     reason = f"the activations are neither clearly the model's nor not: {facts}"
     return ActivationFinding(Outcome.CANNOT_TELL, confidence, reason, error, deviation)
@@ -248,7 +256,15 @@ def _spread(bounds: ActivationBounds | RelativeBounds, chunks: float) -> float:
     return math.sqrt(bounds.answer_spread**2 + bounds.chunk_spread**2 / chunks) or 1e-9
 
 
-def _far_chunk(errors: ChunkErrors, bounds: ActivationBounds | None) -> str | None:
+def _shared(deviations: float, parts: int) -> float:
+    """Deviations that a normal value exceeds ``parts`` times more rarely than ``deviations``."""
+    if parts == 1:
+        return deviations
+    normal = NormalDist()
+    return -normal.inv_cdf(normal.cdf(-deviations) / parts)
+
+
+def _far_chunk(errors: ChunkErrors, bounds: ActivationBounds | None, first: int) -> str | None:
     """What is too far off for any honest answer, one chunk or exponents over all."""
     least = PAPER_MATCHES if bounds is None else bounds.min_exponent_matches
     median = PAPER_MEDIAN if bounds is None else bounds.max_median_error
@@ -262,7 +278,8 @@ def _far_chunk(errors: ChunkErrors, bounds: ActivationBounds | None) -> str | No
         else:
             room = (bounds.max_mean_error - bounds.mean_error) * math.sqrt(TOP / compared)
             mean = bounds.mean_error + room
-        where = f"the activations of tokens {32 * chunk} to {32 * chunk + compared // 4 - 1}"
+        begin = 32 * (first + int(chunk))
+        where = f"the activations of tokens {begin} to {begin + compared // 4 - 1}"
         if matches < compared * least / TOP:
             return f"{where} match in {matches} of {compared} exponents"
         if errors.mean[chunk] > mean or errors.median[chunk] > median:

@@ -10,6 +10,7 @@ from daifi_flows.encoding import decode_canonical_json
 from daifi_flows.errors import EncodingError, ModelError
 from daifi_flows.proofs._compare import Match, compare_json
 from daifi_flows.proofs._scheme import Claim, Outcome, Reference, Verdict, cannot_tell, invalid
+from daifi_flows.proofs._spans import WHOLE, Span
 
 __all__ = ["DigestScheme"]
 
@@ -45,16 +46,26 @@ class DigestScheme:
         """Nothing: no sampler takes part."""
         del sampling
 
+    def spans(self, proof: Proof) -> tuple[Span, ...]:
+        """One: the output is checked as a whole."""
+        del proof
+        return (WHOLE,)
+
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """Nothing: the envelope commits to the output."""
         del claim, execution, workdir
         return b""
 
     def verify(
-        self, claim: Claim, proof: Proof, reference: Reference | None, workdir: Path
+        self,
+        claim: Claim,
+        proof: Proof,
+        reference: Reference | None,
+        workdir: Path,
+        span: Span | None = None,
     ) -> Verdict:
         """Run the step again on ``reference`` and compare with ``output``."""
-        del workdir
+        del workdir, span
         if proof.payload:
             return invalid("a digest proof has no payload, this one has")
         spec, input, output, materials = claim.spec, claim.input, claim.output, claim.materials
@@ -70,14 +81,15 @@ class DigestScheme:
             return cannot_tell(f"the step cannot be run again here: {error}")
         match, where = _compare(output, again)
         if match is Match.EXACT:
-            return Verdict(Outcome.VALID, PPM, "re-execution gives the same bytes", again)
+            return Verdict(Outcome.VALID, PPM, "re-execution gives the same bytes", again, output)
         if match is Match.WITHIN:
             return Verdict(
-                Outcome.VALID, _TOLERANT_PPM, "re-execution agrees within tolerance", again
+                Outcome.VALID, _TOLERANT_PPM, "re-execution agrees within tolerance", again, output
             )
         if match is Match.UNCLEAR:
-            return Verdict(Outcome.CANNOT_TELL, PPM // 2, f"a near tie: {where}", again)
-        return Verdict(Outcome.INVALID, 0, f"re-execution gives another output: {where}", again)
+            return Verdict(Outcome.CANNOT_TELL, PPM // 2, f"a near tie: {where}", again, output)
+        reason = f"re-execution gives another output: {where}"
+        return Verdict(Outcome.INVALID, 0, reason, again, output)
 
 
 def _compare(claimed: Content, again: Content) -> tuple[Match, str]:

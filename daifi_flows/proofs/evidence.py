@@ -130,20 +130,26 @@ def judge(
     tokens: Sequence[int],
     sampling: Sampling,
     calibration: Calibration | None,
+    *,
+    first: int = 0,
+    parts: int = 1,
 ) -> Finding | None:
     """Were ``tokens`` drawn from ``logits`` ``[tokens, vocab]``, as ``sampling`` says?
 
     Args:
         calibration: of this model and precision; without one nobody is accused by statistics.
+        first: position of the first token in the output.
+        parts: how many parts of the output are judged apart, this one among them.
 
     Returns:
         ``None`` when the logits are unusable: trouble with the verifier's own model.
     """
-    found = choices(logits, tokens, sampling)
+    found = choices(logits, tokens, sampling, first)
     if found is None:
         return None
     rounding = UNCALIBRATED if calibration is None else calibration.rounding
-    return decide(found, rounding, calibrated=calibration is not None)
+    calibrated = calibration is not None
+    return decide(found, rounding, calibrated=calibrated, first=first, parts=parts)
 
 
 def log_evidence(found: Choices, rounding: Rounding) -> float:
@@ -176,13 +182,26 @@ def _honest(found: Choices, rounding: Rounding) -> Floats:
     return np.maximum(likelihoods(found, scales, HONEST_CUTS) @ weights, 1e-300)
 
 
-def decide(found: Choices, rounding: Rounding, *, calibrated: bool = True) -> Finding:
+def decide(
+    found: Choices,
+    rounding: Rounding,
+    *,
+    calibrated: bool = True,
+    first: int = 0,
+    parts: int = 1,
+) -> Finding:
     """Valid, invalid or cannot tell, from one output.
 
     Valid up to evidence 1,000, with confidence falling from 1,000,000 at E ≤ 1 to 995,000; invalid
     from ``1/α``, with confidence at most 10,000; between them confidence falls linearly in log E
     from 980,000. More evidence never gives more confidence. Without a calibration: valid needs
     :data:`MIN_TOKENS`, and only impossible tokens (no finite logit) are invalid.
+
+    Args:
+        first: position of the first token in the output, for the reason.
+        parts: the output is judged in so many parts, each by itself, and is invalid when one is.
+            Both thresholds grow as much: an honest *output* is then invalid no more often than one
+            that is judged at once (the sum of the parts' chances bounds that of all).
     """
     count = len(found)
     log_e = log_evidence(found, rounding)
@@ -190,10 +209,10 @@ def decide(found: Choices, rounding: Rounding, *, calibrated: bool = True) -> Fi
     worst = int(found.margins.argmax())
     facts = (
         f"mean margin {mean:.4f} over {count} tokens, largest "
-        f"{min(float(found.margins[worst]), 9999.0):.2f} at token {worst}, evidence "
+        f"{min(float(found.margins[worst]), 9999.0):.2f} at token {first + worst}, evidence "
         f"10^{min(log_e / math.log(10), 9999.0):.1f}"
     )
-    low, high = math.log(ACCEPT), -math.log(ALPHA)
+    low, high = math.log(ACCEPT * parts), math.log(parts / ALPHA)
     if log_e <= low:
         outcome, said = Outcome.VALID, "the tokens are the model's"
         confidence = PPM - (PPM - _VALID_FLOOR) * max(0.0, log_e / low)

@@ -9,6 +9,7 @@ from daifi_flows.cnft import Execution, Proof, Sampling
 from daifi_flows.encoding import canonical, decode_canonical
 from daifi_flows.errors import EncodingError, ModelError
 from daifi_flows.proofs._scheme import Claim, Reference, Verdict, cannot_tell, invalid
+from daifi_flows.proofs._spans import Span, token_spans
 from daifi_flows.proofs._tokens import (
     MAX_TOKENS_BYTES,
     Reading,
@@ -39,7 +40,8 @@ class TokenDifrScheme:
     sampler or seed, edits or cuts the text, or replays an answer, as long as verifiers are honest.
     An honest answer is invalid at most once in a million, as far as the calibration describes it.
     Cost: nothing for the node; one prefill for the verifier, about a twentieth of generating 300
-    tokens (``python -m benchmarks proofs``).
+    tokens (``python -m benchmarks proofs``). An answer of more than 256 tokens can be checked in
+    parts of up to 256, each by a prefill up to its end.
 
     Does not prove: that the node computed rather than copied a right answer; which precision or
     hardware it used, where the tokens do not show it (int8 weights per channel under a bf16 claim:
@@ -55,6 +57,10 @@ class TokenDifrScheme:
         """Steps without sampling parameters."""
         return refuses(sampling)
 
+    def spans(self, proof: Proof) -> tuple[Span, ...]:
+        """One for every 256 output tokens begun."""
+        return token_spans(proof.statement.usage.output_tokens)
+
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """The token ids, from ``execution.evidence["prompt_tokens"]`` and ``["output_tokens"]``.
 
@@ -66,15 +72,24 @@ class TokenDifrScheme:
         return canonical(tokens_of(claim, execution, self.name).fields())
 
     def verify(
-        self, claim: Claim, proof: Proof, reference: Reference | None, workdir: Path
+        self,
+        claim: Claim,
+        proof: Proof,
+        reference: Reference | None,
+        workdir: Path,
+        span: Span | None = None,
     ) -> Verdict:
-        """Template, text, ending, then the likelihood of the tokens by one prefill."""
+        """Template, text, ending, then the likelihood of the tokens by one prefill.
+
+        Of a part: template, text and ending of the whole, then the part's tokens by one prefill up
+        to its end.
+        """
         del workdir
         try:
             tokens = _parse(proof.payload)
         except EncodingError as error:
             return invalid(f"the payload is malformed: {error}")
-        reading = read_tokens(claim, proof.statement, tokens, reference)
+        reading = read_tokens(claim, proof.statement, tokens, reference, span)
         if isinstance(reading, Verdict):
             return reading
         assert reference is not None  # read_tokens refused
@@ -88,14 +103,16 @@ def token_verdict(claim: Claim, reading: Reading, reference: Reference) -> Verdi
     except ModelError as error:
         return cannot_tell(f"the tokens cannot be judged here: {error}")
     logits = reading.prefill.logits
-    if logits.ndim != 2 or logits.shape[1] <= max(reading.tokens.output):
+    tokens, span = reading.output, reading.span
+    if logits.ndim != 2 or logits.shape[1] <= max(tokens):
         return cannot_tell("the model here gave no logits for some of these tokens")
-    finding = judge(logits, reading.tokens.output, reading.sampling, calibration)
+    finding = judge(
+        logits, tokens, reading.sampling, calibration, first=span.start, parts=span.count
+    )
     if finding is None:
         return cannot_tell("the model here gave no usable logits for these tokens")
-    return Verdict(
-        finding.outcome, finding.confidence_ppm, finding.reason, reading.own_answer(finding.best)
-    )
+    own, claimed = reading.own_answer(finding.best)
+    return Verdict(finding.outcome, finding.confidence_ppm, finding.reason, own, claimed)
 
 
 def _parse(payload: bytes) -> Tokens:

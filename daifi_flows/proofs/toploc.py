@@ -12,6 +12,7 @@ from daifi_flows.encoding import canonical, decode_canonical
 from daifi_flows.errors import EncodingError, ModelError, ProofError
 from daifi_flows.proofs._fingerprint import (
     CHUNK_BYTES,
+    CHUNK_ROWS,
     ChunkErrors,
     check_form,
     chunks_of,
@@ -19,6 +20,7 @@ from daifi_flows.proofs._fingerprint import (
     fingerprint,
 )
 from daifi_flows.proofs._scheme import Claim, Outcome, Reference, Verdict, cannot_tell, invalid
+from daifi_flows.proofs._spans import Span, token_spans
 from daifi_flows.proofs._tokens import (
     MAX_OUTPUT_TOKENS,
     MAX_TOKENS_BYTES,
@@ -66,6 +68,10 @@ class ToplocScheme:
         """Steps without sampling parameters."""
         return refuses(sampling)
 
+    def spans(self, proof: Proof) -> tuple[Span, ...]:
+        """One for every 256 output tokens begun."""
+        return token_spans(proof.statement.usage.output_tokens)
+
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """The token ids, and fingerprints of ``execution.evidence["activations"]``.
 
@@ -91,15 +97,23 @@ class ToplocScheme:
         return canonical({**tokens.fields(), "fingerprints": prints})
 
     def verify(
-        self, claim: Claim, proof: Proof, reference: Reference | None, workdir: Path
+        self,
+        claim: Claim,
+        proof: Proof,
+        reference: Reference | None,
+        workdir: Path,
+        span: Span | None = None,
     ) -> Verdict:
-        """All of ``token-difr``'s checks, then the fingerprints against the same prefill."""
+        """All of ``token-difr``'s checks, then the fingerprints against the same prefill.
+
+        Of a part: its tokens, and the fingerprints of its hidden states.
+        """
         del workdir
         try:
             tokens, prints = _parse(proof.payload)
         except EncodingError as error:
             return invalid(f"the payload is malformed: {error}")
-        reading = read_tokens(claim, proof.statement, tokens, reference)
+        reading = read_tokens(claim, proof.statement, tokens, reference, span)
         if isinstance(reading, Verdict):
             return reading
         assert reference is not None  # read_tokens refused
@@ -116,27 +130,28 @@ def _activations(
     hidden = reading.prefill.hidden
     if hidden is None:
         return cannot_tell("the engine here shows no activations to compare the fingerprints with")
-    if hidden.ndim != 2 or len(hidden) != len(reading.tokens.output):
+    span = reading.span
+    if hidden.ndim != 2 or len(hidden) != span.stop - span.start:
         return cannot_tell("the model here gave no usable activations for these tokens")
     try:
         calibration = reference.calibration(claim.spec)
-        errors = compare(prints, hidden)
+        first = span.start // CHUNK_ROWS  # parts begin with a chunk
+        part = prints[CHUNK_BYTES * first : CHUNK_BYTES * chunks_of(span.stop)]
+        errors = compare(part, hidden)
     except (EncodingError, ModelError) as error:  # the fingerprints' form was checked before
         return cannot_tell(f"the activations cannot be compared here: {error}")
 
     def again() -> ChunkErrors | None:
-        tokens = reading.tokens
         try:
-            second = reference.prefill_again(claim.spec, tokens.prompt, tokens.output)
+            second = reading.prefill_again()
             if second is None or second.hidden is None:
                 return None
             return compare(fingerprint(second.hidden), hidden)
         except (EncodingError, ModelError):  # the first look then has to do
             return None
 
-    return judge_activations(
-        errors, None if calibration is None else calibration.activations, again
-    )
+    bounds = None if calibration is None else calibration.activations
+    return judge_activations(errors, bounds, again, first=first, parts=span.count)
 
 
 def _worse(chosen: Verdict, found: ActivationFinding) -> Verdict:
@@ -147,6 +162,7 @@ def _worse(chosen: Verdict, found: ActivationFinding) -> Verdict:
         min(chosen.confidence_ppm, found.confidence_ppm),
         f"{chosen.reason}; {found.reason}",
         chosen.reexecuted,
+        chosen.claimed,
     )
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Final
 
 from daifi_flows.cnft import Execution, Proof, Sampling, TaskSpec
 from daifi_flows.proofs._scheme import Claim, Reference, Verdict
+from daifi_flows.proofs._spans import WHOLE, Span
 from daifi_flows.proofs._zk_onnx import prove_onnx, verify_onnx
 from daifi_flows.proofs._zk_policy import prove_policy, verify_policy
 
@@ -53,6 +54,11 @@ class ZkScheme:
         """Nothing: no sampler takes part."""
         del sampling
 
+    def spans(self, proof: Proof) -> tuple[Span, ...]:
+        """One: the output is checked as a whole."""
+        del proof
+        return (WHOLE,)
+
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """Prove ``execution.evidence``: ``onnx`` (bytes), with ``input`` (float32 ``[1, 384]``) for
         a policy and ``inputs`` (float32 arrays by name) for any other model.
@@ -66,10 +72,16 @@ class ZkScheme:
         return prove_onnx(claim, execution, workdir)
 
     def verify(
-        self, claim: Claim, proof: Proof, reference: Reference | None, workdir: Path
+        self,
+        claim: Claim,
+        proof: Proof,
+        reference: Reference | None,
+        workdir: Path,
+        span: Span | None = None,
     ) -> Verdict:
         """Bytes and numbers first, the SNARK last. The model is looked for among
         ``materials.blobs`` by the spec's model digest."""
+        del span
         if _is_policy(claim.spec):
             return verify_policy(claim, proof, reference, workdir)
         return verify_onnx(claim, proof, workdir)

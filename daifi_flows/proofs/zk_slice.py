@@ -4,7 +4,7 @@ state."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Final, cast
@@ -29,6 +29,7 @@ from daifi_flows.proofs._slice import (
     srs_digest,
     verify_slice,
 )
+from daifi_flows.proofs._spans import Span, token_spans
 from daifi_flows.proofs._tokens import (
     Reading,
     Tokens,
@@ -120,6 +121,10 @@ class ZkSliceScheme:
             return "top-k and top-p hang on more tokens than a slice shows"
         return refuses(sampling)
 
+    def spans(self, proof: Proof) -> tuple[Span, ...]:
+        """One for every 256 output tokens begun."""
+        return token_spans(proof.statement.usage.output_tokens)
+
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """Commit to ``execution.evidence["activations"]`` ``[output, width]``, then prove the
         position that is drawn, with rows of ``["output_layer"]`` (:class:`OutputLayer`).
@@ -162,9 +167,17 @@ class ZkSliceScheme:
         )
 
     def verify(
-        self, claim: Claim, proof: Proof, reference: Reference | None, workdir: Path
+        self,
+        claim: Claim,
+        proof: Proof,
+        reference: Reference | None,
+        workdir: Path,
+        span: Span | None = None,
     ) -> Verdict:
-        """Bounds, rows, ranking, SNARK; then the tokens, where ``reference`` can prefill."""
+        """Bounds, rows, ranking, SNARK; then the tokens, where ``reference`` can prefill.
+
+        Of a part: its tokens, and the slice where the token drawn lies in it.
+        """
         try:
             payload = _parse(proof.payload)
         except EncodingError as error:
@@ -178,10 +191,17 @@ class ZkSliceScheme:
             return cannot_tell(f"the rows cannot be compared here: {missing}")
         beacon = _beacon(claim.spec, payload.tokens)
         position = draw(payload.root, beacon, len(payload.tokens.output))
+        if span is not None and position not in span:
+            reading = read_tokens(claim, proof.statement, payload.tokens, reference, span)
+            return (
+                reading
+                if isinstance(reading, Verdict)
+                else token_verdict(claim, reading, reference)
+            )
         sliced = _slice_verdict(claim.spec, payload, position, reference, workdir)
         if sliced.outcome is not Outcome.VALID:
             return sliced
-        reading = read_tokens(claim, proof.statement, payload.tokens, reference)
+        reading = read_tokens(claim, proof.statement, payload.tokens, reference, span)
         if isinstance(reading, Verdict):
             if reading.outcome is Outcome.INVALID:
                 return reading
@@ -191,7 +211,7 @@ class ZkSliceScheme:
             return fault
         chosen = token_verdict(claim, reading, reference)
         said = f"{chosen.reason}; {sliced.reason}"
-        return Verdict(chosen.outcome, chosen.confidence_ppm, said, chosen.reexecuted)
+        return replace(chosen, reason=said)
 
 
 @dataclass(frozen=True)
@@ -297,7 +317,8 @@ def _score_fault(
     claim: Claim, payload: _Payload, position: int, reading: Reading, reference: Reference
 ) -> Verdict | None:
     """Why the committed vector is not the model's; ``None`` where it may be."""
-    row = reading.prefill.logits[position]
+    place = position - reading.span.start
+    row = reading.prefill.logits[place]
     own = row[[token for token in payload.candidates if token < len(row)]]
     if own.shape != (len(payload.candidates),) or not np.isfinite(own).all():
         return None  # a model that gives such logits is this side's trouble: token_verdict says so
@@ -307,7 +328,7 @@ def _score_fault(
     hidden = reading.prefill.hidden
     if hidden is not None:
         rows = reference.output_rows(claim.spec, payload.candidates)
-        if np.abs(rows @ hidden[position] - own).max() <= SCORE_LOGITS / 6:
+        if np.abs(rows @ hidden[place] - own).max() <= SCORE_LOGITS / 6:
             return invalid(f"a proven score is {off:.1f} logits away from the model's")
     return cannot_tell(
         "the model makes other logits of its output layer's products (it scales, caps or shifts "

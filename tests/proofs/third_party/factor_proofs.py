@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from daifi_flows.cnft import PPM, Content, Execution, Proof, Sampling
 from daifi_flows.encoding import canonical, decode_canonical
 from daifi_flows.errors import EncodingError, ProofError
-from daifi_flows.proofs import Claim, Outcome, Reference, Verdict
+from daifi_flows.proofs import WHOLE, Claim, Outcome, Reference, Span, Verdict
 
 MAX_BITS = 64
 """Larger numbers are refused before any arithmetic: primality below is exact up to 2⁶⁴."""
@@ -35,6 +35,11 @@ class FactorsScheme:
         """Nothing: no sampler takes part."""
         del sampling
 
+    def spans(self, proof: Proof) -> tuple[Span, ...]:
+        """One: the output is checked as a whole."""
+        del proof
+        return (WHOLE,)
+
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """The factors, from ``execution.evidence["factors"]``.
 
@@ -52,9 +57,15 @@ class FactorsScheme:
         return payload
 
     def verify(
-        self, claim: Claim, proof: Proof, reference: Reference | None, workdir: Path
+        self,
+        claim: Claim,
+        proof: Proof,
+        reference: Reference | None,
+        workdir: Path,
+        span: Span | None = None,
     ) -> Verdict:
         """Bounds, then what can be seen; ``INVALID`` accuses the node and has it slashed."""
+        del span
         try:
             factors = _parse(proof.payload)
         except EncodingError as error:
