@@ -13,15 +13,16 @@ distributed key generation can take the dealer's place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
-from math import lcm, prod
-from typing import Any, Final
+from math import prod
+from typing import Final
 
 from blspy import G1Element, G2Element
 
+from daifi_flows._curve import ORDER, evaluate, hash_to_scalar, lagrange, multiply, parse_point
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import KeyMaterialError
 from daifi_flows.keys import BlsKey, verify_bls
@@ -30,8 +31,6 @@ __all__ = ["MAX_HOLDERS", "Dealing", "combine_shares", "deal", "recover_signatur
 
 MAX_HOLDERS: Final = 255
 """Most holders of one group: more than any committee has."""
-_ORDER: Final = 0x73EDA753299D7D483339D80809A1D80553BDA402FFFE5BFEFFFFFFFF00000001
-"""Order of G1 and G2 (BLS12-381, draft-irtf-cfrg-pairing-friendly-curves)."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,8 @@ def deal(seed: bytes, n: int, t: int) -> Dealing:
         raise KeyMaterialError("a dealer's seed has at least 32 bytes of randomness")
     for attempt in count():
         root = keccak256(b"daifi/deal/1" + attempt.to_bytes(4, "big") + seed)
-        coefficients = [_scalar(root + power.to_bytes(2, "big")) for power in range(t)]
-        values = [_evaluate(coefficients, x) for x in range(n + 1)]
+        coefficients = [hash_to_scalar(root + power.to_bytes(2, "big")) for power in range(t)]
+        values = [evaluate(coefficients, x) for x in range(n + 1)]
         if all(values):  # a zero is no key; it comes about once in 2^247 dealings
             keys = [BlsKey(value.to_bytes(32, "big")) for value in values]
             return Dealing(keys[0].public, tuple(k.public for k in keys[1:]), tuple(keys[1:]))
@@ -84,11 +83,11 @@ def combine_shares(shares: Mapping[int, bytes]) -> bytes:
     """
     if not shares or any(not 0 <= index < MAX_HOLDERS for index in shares):
         raise KeyMaterialError("shares are combined by their holders' indices, 0 to 254")
-    points = [_point(G2Element, data, 96) for data in shares.values()]
-    numerators, denominator = _lagrange(tuple(index + 1 for index in shares))
+    points = [parse_point(G2Element, data, 96) for data in shares.values()]
+    numerators, denominator = lagrange(tuple(index + 1 for index in shares))
     # The numerators are small integers: one long multiplication instead of one a share.
-    scaled = _multiply(points, numerators, G2Element())
-    return bytes(_multiply([scaled], [pow(denominator, -1, _ORDER)], G2Element()))
+    scaled = multiply(points, numerators, G2Element())
+    return bytes(multiply([scaled], [pow(denominator, -1, ORDER)], G2Element()))
 
 
 def recover_signature(
@@ -139,68 +138,19 @@ def shares_sound(group_key: bytes, publics: tuple[bytes, ...], threshold: int) -
     if not 1 <= threshold <= n <= MAX_HOLDERS:
         return False
     try:
-        points = [_point(G1Element, data, 48) for data in (group_key, *publics)]
+        points = [parse_point(G1Element, data, 48) for data in (group_key, *publics)]
     except KeyMaterialError:
         return False
     root = keccak256(
         b"daifi/shares/1" + threshold.to_bytes(2, "big") + group_key + b"".join(publics)
     )
-    check = [_scalar(root + power.to_bytes(2, "big")) for power in range(n - threshold + 1)]
+    check = [hash_to_scalar(root + power.to_bytes(2, "big")) for power in range(n - threshold + 1)]
     scalars = [
-        _evaluate(check, x)
-        * pow(prod(x - other for other in range(n + 1) if other != x), -1, _ORDER)
+        evaluate(check, x) * pow(prod(x - other for other in range(n + 1) if other != x), -1, ORDER)
         for x in range(n + 1)
     ]
-    return bool(_multiply(points, [s % _ORDER for s in scalars], G1Element()) == G1Element())
+    return bool(multiply(points, [s % ORDER for s in scalars], G1Element()) == G1Element())
 
 
 def _first(shares: Mapping[int, bytes], threshold: int) -> dict[int, bytes]:
     return dict(list(shares.items())[:threshold])
-
-
-def _scalar(seed: bytes) -> int:
-    """Uniform to within 2^-257: 64 bytes of hash, reduced (RFC 9380, section 5.1)."""
-    return int.from_bytes(keccak256(seed + b"\x00") + keccak256(seed + b"\x01"), "big") % _ORDER
-
-
-def _evaluate(coefficients: Sequence[int], x: int) -> int:
-    value = 0
-    for coefficient in reversed(coefficients):
-        value = (value * x + coefficient) % _ORDER
-    return value
-
-
-@lru_cache(maxsize=1024)
-def _lagrange(xs: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """Numerators and common denominator of the Lagrange coefficients at 0 for these points."""
-    tops = [prod(other for other in xs if other != x) for x in xs]
-    bottoms = [prod(other - x for other in xs if other != x) for x in xs]
-    common = lcm(*bottoms)
-    return tuple(top * common // bottom for top, bottom in zip(tops, bottoms, strict=True)), common
-
-
-def _multiply(points: Iterable[Any], scalars: Iterable[int], zero: Any) -> Any:
-    """Σ scalarᵢ·pointᵢ, the doublings shared (Straus). Not constant in time: no secrets here."""
-    pairs = [
-        (point if scalar > 0 else point.negate(), abs(scalar))
-        for point, scalar in zip(points, scalars, strict=True)
-    ]
-    total = zero
-    for bit in range(max(scalar.bit_length() for _, scalar in pairs) - 1, -1, -1):
-        total = total + total
-        for point, scalar in pairs:
-            if scalar >> bit & 1:
-                total = total + point
-    return total
-
-
-def _point(kind: Any, data: bytes, size: int) -> Any:
-    if len(data) != size:
-        raise KeyMaterialError(f"not a compressed point of {size} bytes")
-    try:
-        point = kind.from_bytes(data)
-    except (ValueError, RuntimeError) as error:
-        raise KeyMaterialError("not a point of its BLS12-381 group") from error
-    if point == kind():
-        raise KeyMaterialError("the point at infinity is neither a key nor a share")
-    return point
