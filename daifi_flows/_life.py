@@ -157,7 +157,9 @@ class Life:
                 scheme=request.scheme,
                 review=request.review
                 or Review(
-                    min_confidence_ppm=settings.min_confidence_ppm, attempts=settings.attempts
+                    min_confidence_ppm=settings.min_confidence_ppm,
+                    attempts=settings.attempts,
+                    always=1 if settings.review == "always" else None,
                 ),
                 max_price_wei=settings.max_price_wei if price is None else price,
                 deadline_ms=request.deadline_ms

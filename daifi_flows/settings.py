@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     nodes: Annotated[int, Field(ge=1, le=64)] = 1
     attempts: Annotated[int, Field(ge=1, le=16)] = 3
     min_confidence_ppm: Annotated[int, Field(ge=500_000, le=1_000_000)] = 990_000
+    review: Literal["policy", "always"] = "policy"
+    """``policy``: as often as makes cheating a loss (new nodes always); ``always``: every step."""
     price_wei: Annotated[int, Field(ge=0)] = DAI // 100
     """What this machine's nodes ask for a step."""
     max_price_wei: Annotated[int, Field(ge=0)] = DAI // 20
