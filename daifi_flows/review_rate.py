@@ -93,7 +93,7 @@ class ReviewTerms(Noun):
     newcomer_margin_ppm: Annotated[int, Field(ge=PPM, le=_TIMES, strict=True)] = 4 * PPM
     floor_ppm: Annotated[int, Field(ge=1_000, le=PPM, strict=True)] = 20_000
     audit_ppm: Annotated[int, Field(ge=0, le=PPM // 2, strict=True)] = 10_000
-    probation: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 8
+    probation: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 32
     trust_ppm: Ppm = 600_000
     always_over_wei: Annotated[Wei, Field(le=10**36)] = 10 * 10**18
 
