@@ -53,6 +53,7 @@ class Subject(Noun):
         chunks: in how many parts the output is checked.
         review_ppm: how likely it is reviewed at all: what the certified receipt of the node's
             commit says, and one (10^6) where there is no receipt.
+        deadline_ms: the task's: after it seats say nothing more.
         operator: who runs the node, where that is not ``node``: their seats do not judge it.
     """
 
@@ -65,6 +66,7 @@ class Subject(Noun):
     output_cid: Cid
     proof_cid: Cid
     min_confidence_ppm: Ppm
+    deadline_ms: Uint
     chunks: Annotated[int, Field(ge=1, le=MAX_CHUNKS, strict=True)] = 1
     review_ppm: Ppm = PPM
     operator: Address | None = None
@@ -84,6 +86,7 @@ class Subject(Noun):
             output_cid=proof.statement.output_cid,
             proof_cid=proof.cid,
             min_confidence_ppm=request.spec.review.min_confidence_ppm,
+            deadline_ms=request.spec.deadline_ms,
             chunks=chunks,
             review_ppm=PPM if recorded is None else recorded,
             operator=request.operator,

@@ -42,6 +42,7 @@ class Bench:
             output_cid=cid_of(b"output"),
             proof_cid=cid_of(b"proof"),
             min_confidence_ppm=990_000,
+            deadline_ms=10**15,
         )
         self.start = ReviewState(self.subject, self.committee)
         self.keys: Callable[[int], SeatKeys] = lru_cache(None)(seats.keys)
