@@ -8,6 +8,7 @@ from pydantic import Field
 
 from daifi_flows._noun import Bytes32, Noun, Uint
 from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate, TxReceipt
+from daifi_flows.epochs import Committees
 from daifi_flows.errors import EncodingError
 from daifi_flows.keys import verify_bls_aggregate
 from daifi_flows.merkle import verify_merkle
@@ -16,15 +17,16 @@ __all__ = ["HistoryProof", "check_certificate"]
 
 
 def check_certificate(
-    header: BlockHeader, certificate: QuorumCertificate, committee: Committee
+    header: BlockHeader, certificate: QuorumCertificate, trusted: Committee | Committees
 ) -> None:
-    """Check that a quorum of this committee signed the block.
+    """Check that a quorum of the trusted committee, or of one that it leads to, signed the block.
 
     Raises:
         EncodingError: the block names another committee, or the certificate does not verify.
     """
-    if header.committee != committee.digest or header.epoch != committee.epoch:
-        raise EncodingError("the block was certified by another committee than the trusted one")
+    if isinstance(trusted, Committee):
+        trusted = Committees(trusted)
+    committee = trusted.certifying(header)
     seats = committee.signers(certificate.signers)
     if len(seats) < committee.quorum:
         raise EncodingError(
@@ -53,16 +55,16 @@ class HistoryProof(Noun):
     header: BlockHeader
     certificate: QuorumCertificate
 
-    def verify(self, committee: Committee) -> None:
-        """Check the path and the certificate against a trusted committee.
+    def verify(self, trusted: Committee | Committees) -> None:
+        """Check the path and the certificate against a trusted committee, or those it leads to.
 
         Raises:
             EncodingError: the receipt is not under the header's history root, or the header is
-                not certified by this committee.
+                not certified by the committee of its epoch.
         """
         header = self.header
         if not verify_merkle(
             header.history_root, self.leaf.canonical(), self.index, header.history_size, self.path
         ):
             raise EncodingError("the receipt is not under the block's history root")
-        check_certificate(header, self.certificate, committee)
+        check_certificate(header, self.certificate, trusted)

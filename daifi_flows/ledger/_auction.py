@@ -106,13 +106,17 @@ class Slot:
         beacon: of the new block.
         proposer: account of the seat drawn for this round.
         seat: its index.
+        epoch: of the committee that certifies the new block.
+        committee: its digest.
     """
 
     parent: BlockHeader
     beacon: bytes
     round: int
     proposer: str
-    seat: int = 0
+    seat: int
+    epoch: int
+    committee: bytes
 
 
 def bid_fault(slot: Slot, bid: Bid, balance_wei: int) -> str | None:
@@ -126,8 +130,8 @@ def bid_fault(slot: Slot, bid: Bid, balance_wei: int) -> str | None:
         "ledger_id": parent.ledger_id,
         "height": parent.height + 1,
         "parent": parent.digest,
-        "epoch": parent.epoch,
-        "committee": parent.committee,
+        "epoch": slot.epoch,
+        "committee": slot.committee,
         "beacon": slot.beacon,
         "round": slot.round,
         "proposer": slot.proposer,

@@ -163,8 +163,8 @@ def build(
         builder=builder,
         beacon=slot.beacon,
         round=slot.round,
-        epoch=parent.epoch,
-        committee=parent.committee,
+        epoch=slot.epoch,
+        committee=slot.committee,
         history_root=history.root,
         history_size=history.size,
     )
@@ -202,9 +202,9 @@ def reexecute(
         raise LedgerError(f"block {header.height} is dated before its parent: do not sign it")
     if not block.transactions:
         raise LedgerError(f"block {header.height} is empty: do not sign it")
-    committee, seal = machine.committee, block.seal
-    slot = open_slot(committee, parent, base, seal.beacon, header.round)
-    check_seal(committee, slot, header, seal)
+    seal = block.seal
+    slot = open_slot(parent, base, seal.beacon, header.round)
+    check_seal(base.committee(), slot, header, seal)
     layer = Layer(base)
     env = BlockEnv(header.timestamp_ms, parent.height + 1)
     machine.begin(layer, env)

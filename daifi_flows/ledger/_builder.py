@@ -72,7 +72,7 @@ class Builder:
                 continue
             if header.height > self.height + 1:
                 raise OutOfSync(f"block {self.height + 1} is missing", from_height=self.height + 1)
-            committee = chain.machine.committee
+            committee = chain.base.committee()
             if not certificate_valid(committee, header.digest, certified.certificate):
                 raise LedgerError(f"block {header.height} has no valid certificate")
             chain.supplant(block, self._clock())

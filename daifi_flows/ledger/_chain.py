@@ -213,7 +213,7 @@ class Chain:
 
     def slot(self, beacon: bytes, round: int) -> Slot:
         """Who proposes the block after the head, by the group's signature over it."""
-        return open_slot(self.machine.committee, self.head, self.base, beacon, round)
+        return open_slot(self.head, self.base, beacon, round)
 
     def close(self, slot: Slot, builder: str, bid_wei: int) -> Candidate:
         """Close the oldest pending block for a slot: its header names who was drawn.

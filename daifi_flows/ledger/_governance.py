@@ -54,6 +54,7 @@ _DEMANDS: Final = (
     ("rollup", "min_bond_wei"),
     ("governance", "deposit_wei"),
     ("sealed", "deposit_wei"),
+    ("committee", "min_pledge_wei"),
 )
 
 

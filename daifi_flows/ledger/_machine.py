@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from daifi_flows.cnft import TxReceipt
 from daifi_flows.errors import LedgerError
+from daifi_flows.ledger._committees import CommitteeRecord, OfficeRecord
 from daifi_flows.ledger._params import Genesis, ParamsRecord
 from daifi_flows.ledger._records import BUCKETS, AccountRecord, SupplyReport
 from daifi_flows.ledger._rules import RULES, BlockEnv, Context, refuse
@@ -24,7 +25,6 @@ class Machine:
         genesis.check()
         self.genesis = genesis
         self.ledger_id = genesis.ledger_id
-        self.committee = genesis.committee
 
     def genesis_state(self) -> MemoryBase:
         """The state before any transaction."""
@@ -34,6 +34,16 @@ class Machine:
             layer.put(AccountRecord(address=item.address, balance_wei=item.amount_wei))
         layer.put(SupplyReport(issued_wei=issued, balances_wei=issued))
         layer.put(ParamsRecord(params=self.genesis.params))
+        committee = self.genesis.committee
+        layer.put(OfficeRecord(epoch=committee.epoch))
+        layer.put(
+            CommitteeRecord(
+                committee=committee,
+                digest=committee.digest,
+                since_ms=self.genesis.timestamp_ms,
+                since_height=0,
+            )
+        )
         return MemoryBase(dict(layer.items()))
 
     def begin(self, state: Base, env: BlockEnv) -> None:

@@ -9,13 +9,12 @@ from pydantic import Field, model_validator
 
 from daifi_flows.cnft import PPM, Address, Bytes32, Committee, Noun, Ppm, Uint, Wei
 from daifi_flows.encoding import tagged_hash
+from daifi_flows.epochs import committee_fault
 from daifi_flows.errors import LedgerError
-from daifi_flows.keys import check_possession
 from daifi_flows.ledger._economics import Fault
 from daifi_flows.ledger._policy import CommitteeParams, GovernanceParams, SealedParams
 from daifi_flows.ledger._records import ZERO_ADDRESS, Record
 from daifi_flows.review_rate import ReviewTerms
-from daifi_flows.threshold import shares_sound
 
 __all__ = [
     "MAX_DISPUTES",
@@ -414,27 +413,5 @@ class Genesis(Noun):
             raise LedgerError("2^128 wei or more are to be issued over time; set emission_wei")
         if self.supply_wei + self.to_issue_wei >= _UINT256:
             raise LedgerError("2^256 wei or more would be issued in the end; allocate less")
-        seats = self.committee.seats
-        if not seats or [seat.index for seat in seats] != list(range(len(seats))):
-            raise LedgerError("genesis committee seats must be numbered 0, 1, 2, … in order")
-        if len({seat.public for seat in seats}) != len(seats):
-            raise LedgerError("two seats of the genesis committee share a BLS key")
-        for seat in seats:
-            if not check_possession(seat.public, seat.possession):
-                raise LedgerError(
-                    f"seat {seat.index} of the genesis committee has no valid proof of "
-                    "possession of its BLS key"
-                )
-        shares = tuple(seat.share for seat in seats if seat.share is not None)
-        group_key = self.committee.group_key
-        if (
-            group_key is None
-            or len(shares) != len(seats)
-            or not shares_sound(group_key, shares, self.committee.quorum)
-            or shares_sound(group_key, shares, self.committee.quorum - 1)
-        ):
-            raise LedgerError(
-                "the genesis committee has no group key shared among all of its seats, a quorum of "
-                "whom, and no fewer, makes its signature; deal one: without it blocks have no "
-                "beacon"
-            )
+        if (fault := committee_fault(self.committee)) is not None:
+            raise LedgerError(f"the genesis committee cannot certify blocks: {fault}")

@@ -43,17 +43,28 @@ class GovernanceParams(Noun):
 
 
 class CommitteeParams(Noun):
-    """What tasks may ask of the committee.
+    """What tasks may ask of the committee, and how it changes.
 
     Attributes:
         min_confidence_ppm: the least confidence in an accepted output that a task may ask for.
         max_attempts: the most nodes that a task may try one after another.
+        epoch_ms: how long a committee is in office before the next can be drawn.
+        redraw_ms: how long after a roll was closed it may be closed anew, when no handover came.
+        grace_ms: how long the findings of a committee count after it left.
+        min_pledge_wei: least stake that a candidate pledges.
+        operator_seats: most seats of one operator, as long as others can fill them; and never
+            more than the Byzantine seats that the committee stands.
         missed_ppm: what a finding that a seat did not sign weighs against it, as a part of one
             that it signed. Little: a signature that comes late is lost too.
     """
 
     min_confidence_ppm: Annotated[int, Field(ge=0, le=999_999, strict=True)] = 0
     max_attempts: Annotated[int, Field(ge=1, le=16, strict=True)] = 16
+    epoch_ms: Annotated[int, Field(ge=_SECOND_MS, le=365 * _DAY_MS, strict=True)] = _DAY_MS
+    redraw_ms: Annotated[int, Field(ge=_SECOND_MS, le=30 * _DAY_MS, strict=True)] = 60 * _MINUTE_MS
+    grace_ms: Annotated[int, Field(ge=0, le=_DAY_MS, strict=True)] = 60 * _MINUTE_MS
+    min_pledge_wei: Annotated[Wei, Field(ge=10**12, le=10**24)] = 100 * 10**18
+    operator_seats: Annotated[int, Field(ge=1, le=63, strict=True)] = 3
     missed_ppm: Ppm = 100_000
 
 

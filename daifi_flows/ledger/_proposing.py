@@ -101,7 +101,7 @@ class Proposing:
         if start is None or start.parent != chain.head.digest:
             resumed = await collect_resumed(
                 self._certifier,
-                chain.machine.committee,
+                chain.base.committee(),
                 chain.head,
                 chain.term,
                 self._history,
@@ -257,7 +257,7 @@ class Proposing:
     async def _skip(self, chain: Chain, round: int) -> QuorumCertificate:
         if round + 1 >= MAX_ROUND:
             raise LedgerUnavailable("no drawn proposer answers: check that seat hosts are up")
-        committee = chain.machine.committee
+        committee = chain.base.committee()
         return await collect_skip(
             self._certifier, committee, chain.head, round, chain.term, self._history
         )

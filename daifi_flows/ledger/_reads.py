@@ -15,9 +15,16 @@ from daifi_flows.cnft import (
     Receipt,
 )
 from daifi_flows.encoding import keccak256
+from daifi_flows.epochs import MAX_HANDOVERS, CommitteeChain
 from daifi_flows.errors import LedgerCorrupted, LedgerUnavailable, TransactionRefused
 from daifi_flows.history import HistoryProof
 from daifi_flows.ledger._blocks import CertifiedBlock, Inclusions
+from daifi_flows.ledger._committees import (
+    CandidateList,
+    CandidateRecord,
+    RollRecord,
+    candidate_key,
+)
 from daifi_flows.ledger._economics import surged_wei
 from daifi_flows.ledger._params import Genesis, Params
 from daifi_flows.ledger._records import (
@@ -31,6 +38,7 @@ from daifi_flows.ledger._rules._work import index_at
 from daifi_flows.ledger._state import Base
 from daifi_flows.ledger._store import Store
 from daifi_flows.ledger._store_schema import damaged
+from daifi_flows.ledger._succession import handovers_in
 from daifi_flows.ledger._trie import StateProof, Trie
 from daifi_flows.ledger._tx import parse_transaction
 from daifi_flows.ledger._tx.tasks import Settle
@@ -90,8 +98,33 @@ class LedgerReads(ABC):
         return final.header, final.certificate
 
     async def committee(self) -> Committee:
-        """The seats that certify blocks and sign attestations."""
-        return self.genesis.committee
+        """The seats that certify the next block and sign attestations now."""
+        return self._final().base.committee()
+
+    async def committee_of(self, epoch: int) -> Committee | None:
+        """The seats of an epoch up to the present one."""
+        found = self._final().base.seated_in(epoch)
+        return found.committee if found is not None else None
+
+    async def handovers(self, after: int = 0) -> CommitteeChain:
+        """How the present committee came into office, from that of an epoch (else of genesis):
+        what a verifier needs that trusts the older one."""
+        found = handovers_in(self._final().base, self.genesis, after)
+        return CommitteeChain(handovers=found[:MAX_HANDOVERS])
+
+    async def candidates(self) -> tuple[CandidateRecord, ...]:
+        """Whose offers of a seat stand, by address."""
+        base = self._final().base
+        offers = base.find(CandidateList, CandidateList.prefix)
+        found = [
+            base.find(CandidateRecord, candidate_key(address))
+            for address in (offers.addresses if offers is not None else ())
+        ]
+        return tuple(each for each in found if each is not None)
+
+    async def roll(self) -> RollRecord | None:
+        """The newest closed roll of candidates, with who was drawn from it."""
+        return self._final().base.find(RollRecord, RollRecord.prefix)
 
     async def account(self, address: str) -> AccountRecord:
         """An account; zeros for an address never seen."""

@@ -26,6 +26,7 @@ from daifi_flows.ledger._store_base import StoreBase
 from daifi_flows.ledger._store_changes import Changes, changes_of, marks_of, nodes_in
 from daifi_flows.ledger._store_reads import StoreReads
 from daifi_flows.ledger._store_schema import damaged
+from daifi_flows.ledger._succession import certified_by, stored_handovers
 from daifi_flows.ledger._trie import Trie
 from daifi_flows.merkle import MountainRange
 
@@ -73,7 +74,8 @@ def certified_state(store: Store, machine: Machine) -> Certified:
     certificate: QuorumCertificate | None = None
     if head is not None:
         header, certificate = head.header, head.certificate
-        if not certificate_valid(machine.committee, header.digest, certificate):
+        handovers = stored_handovers(store, machine.genesis, header.epoch)
+        if certified_by(machine.genesis, handovers, header, certificate) is None:
             raise damaged(store.path, "its last block has no valid certificate", header.height)
         if header.height > store.origin:
             row = next(store.rows(header.height, header.height), None)
@@ -118,13 +120,15 @@ def verified_block(machine: Machine, at: Certified, block: CertifiedBlock) -> Ca
     header, justify = block.block.header, block.block.justify
     if header.height != at.header.height + 1:
         raise LedgerError(f"block {header.height} does not follow block {at.header.height}")
-    if not certificate_valid(machine.committee, header.digest, block.certificate):
+    if not certificate_valid(at.base.committee(), header.digest, block.certificate):
         raise LedgerError(f"block {header.height} has no valid certificate")
     # Who leads next may have aggregated other seats' signatures of the same parent.
+    signers = at.base.certifying(at.header)
     if justify != at.certificate and (
         justify is None
         or at.certificate is None
-        or not certificate_valid(machine.committee, at.header.digest, justify)
+        or signers is None
+        or not certificate_valid(signers, at.header.digest, justify)
     ):
         raise LedgerError(f"block {header.height} does not show that its parent is final")
     return reexecute(machine, at.header, at.trie, at.history, at.base, block.block)

@@ -129,9 +129,8 @@ class Replica:
         if first.height <= self.height:
             raise LedgerError(f"block {first.height} is final already; offer the next")
         self._reach(first.height, parsed.justify)
-        committee = self._machine.committee
-        slot = open_slot(committee, self._head, self._base, parsed.beacon, first.round)
-        check_turn(committee, self._head, parsed.beacon, first.round, parsed.skip)
+        slot = open_slot(self._head, self._base, parsed.beacon, first.round)
+        check_turn(self._base.committee(), self._head, parsed.beacon, first.round, parsed.skip)
         if slot.proposer != account:
             raise LedgerError(f"{slot.proposer} is drawn for block {first.height}, not {account}")
         faults: list[str] = []
@@ -217,7 +216,7 @@ class Replica:
         signed = self._signed
         assert signed is not None
         if certificate is None or not certificate_valid(
-            self._machine.committee, signed.header.digest, certificate
+            self._base.committee(), signed.header.digest, certificate
         ):
             # The parent that became final may be another than the one signed here.
             raise OutOfSync(
@@ -251,7 +250,7 @@ class Replica:
                 continue
             if header.height != self.height + 1:
                 raise OutOfSync(f"block {self.height + 1} is missing", from_height=self.height + 1)
-            if not certificate_valid(self._machine.committee, header.digest, certified.certificate):
+            if not certificate_valid(self._base.committee(), header.digest, certified.certificate):
                 raise LedgerError(f"block {header.height} has no valid certificate")
             signed = self._signed
             if signed is None or signed.header.digest != header.digest:

@@ -69,14 +69,12 @@ class Offer(Noun):
     bids: Annotated[tuple[Bid, ...], Field(min_length=1, max_length=MAX_BIDS)]
 
 
-def open_slot(
-    committee: Committee, parent: BlockHeader, state: Base, signature: bytes, round: int
-) -> Slot:
+def open_slot(parent: BlockHeader, state: Base, signature: bytes, round: int) -> Slot:
     """Draw who proposes the block after ``parent`` in a round.
 
     Args:
-        state: after ``parent``: the weights are what the seats' accounts have done by then, fading
-            with time.
+        state: after ``parent``: its committee certifies the block, and the weights are what the
+            seats' accounts have done by then, fading with time.
         signature: the group's, over ``beacon_message(parent.digest)``; not checked here.
 
     Raises:
@@ -84,14 +82,16 @@ def open_slot(
     """
     if not 0 <= round < MAX_ROUND:
         raise LedgerError(f"there is no round {round}")
-    half_life_ms = state.params().staking.half_life_ms
+    office = state.in_office()
+    committee, half_life_ms = office.committee, state.params().staking.half_life_ms
     weights: list[int] = []
     for seat in committee.seats:
         standing = state.account(seat.account).standing.at(parent.timestamp_ms, half_life_ms)
         weights.append(proposer_weight(standing.mflop, standing.reputation_ppm))
     beacon = beacon_of(signature)
     seat = draw_proposer(beacon, parent.height + 1, round, weights).seat
-    return Slot(parent, beacon, round, committee.seats[seat].account, seat)
+    account = committee.seats[seat].account
+    return Slot(parent, beacon, round, account, seat, committee.epoch, office.digest)
 
 
 def check_turn(

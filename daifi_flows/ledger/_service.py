@@ -396,7 +396,7 @@ class LedgerService(LedgerReads):
     async def _certify(self, block: Pending) -> Collected:
         """Ask until a quorum signs: a journaled block is never given up."""
         assert block.candidate is not None
-        header, committee = block.candidate.header, self.genesis.committee
+        header, committee = block.candidate.header, self._chain.base.committee()
         return await self._insist(
             f"block {header.height} is not certified yet",
             lambda: collect(self._certifier, committee, header, block.proposal, self.history),

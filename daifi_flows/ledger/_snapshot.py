@@ -2,8 +2,9 @@
 
 A follower or a seat's replica starts from one instead of executing the chain from genesis. Layout:
 the magic line; a frame (four bytes of length, big-endian, then that many bytes) with the header,
-its certificate, the number of entries and the peaks of the receipts' history; for each entry, by
-``keccak256(key)``, a frame for the key and one for the value; at the end SHA-256 of all before.
+its certificate, the handovers from genesis to the committee that certified it, the number of
+entries and the peaks of the receipts' history; for each entry, by ``keccak256(key)``, a frame for
+the key and one for the value; at the end SHA-256 of all before.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from typing import IO, Final
 
 from daifi_flows.cnft import BlockHeader, QuorumCertificate
 from daifi_flows.encoding import canonical, decode_canonical, keccak256
+from daifi_flows.epochs import CommitteeChain
 from daifi_flows.errors import DaifiError, EncodingError, LedgerCorrupted, LedgerUnavailable
-from daifi_flows.ledger._blocks import certificate_valid
 from daifi_flows.ledger._files import whole_file
 from daifi_flows.ledger._params import Genesis
 from daifi_flows.ledger._store import Probe, Store, ignore
+from daifi_flows.ledger._succession import certified_by, stored_handovers
 from daifi_flows.ledger._trie import OrderedEntries, Trie, leaf_hash
 from daifi_flows.merkle import MountainRange
 
 __all__ = ["Snapshot", "batched", "load_newest", "open_snapshot", "snapshots_in", "take_snapshot"]
 
 _log = logging.getLogger(__name__)
-_MAGIC: Final = b"daifi-snapshot/1\n"
+_MAGIC: Final = b"daifi-snapshot/2\n"
 _MAX_FRAME: Final = 16 * 1024 * 1024
 _BATCH: Final = 4_096
 
@@ -84,12 +86,14 @@ def _write(
     def frame(data: bytes) -> None:
         put(len(data).to_bytes(4, "big") + data)
 
+    handovers = stored_handovers(store, store.genesis, header.epoch)
     put(_MAGIC)
     frame(
         canonical(
             {
                 "header": header.plain(),
                 "certificate": certificate.plain(),
+                "handovers": CommitteeChain(handovers=handovers).plain()["handovers"],
                 "entries": store.count_entries(),
                 "peaks": list(MountainRange.load(store.node, header.history_size).peaks),
             }
@@ -132,6 +136,7 @@ class Snapshot:
             plain = decode_canonical(self._frame())
             self.header = BlockHeader.from_plain(plain["header"])
             self.certificate = QuorumCertificate.from_plain(plain["certificate"])
+            chain = CommitteeChain.from_plain({"handovers": plain["handovers"]})
             self.count = int(plain["entries"])
             peaks: tuple[object, ...] = tuple(plain["peaks"])
             self.history = MountainRange(
@@ -145,7 +150,7 @@ class Snapshot:
             self.history.root != self.header.history_root
         ):
             raise self._damaged("its receipts' history is not its block's")
-        if not certificate_valid(genesis.committee, self.header.digest, self.certificate):
+        if certified_by(genesis, chain.handovers, self.header, self.certificate) is None:
             raise self._damaged("its block has no valid certificate")
 
     def _damaged(self, why: str) -> LedgerCorrupted:

@@ -10,8 +10,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Final, TypeVar
 
+from daifi_flows.cnft import BlockHeader, Committee
 from daifi_flows.errors import EncodingError, LedgerCorrupted
 from daifi_flows.ledger._bids import AuctionRecord
+from daifi_flows.ledger._committees import (
+    CandidateList,
+    CandidateRecord,
+    CommitteeRecord,
+    OfficeRecord,
+    RollRecord,
+    committee_key,
+)
 from daifi_flows.ledger._disputes import DisputeRecord, OffenceRecord
 from daifi_flows.ledger._epochs import EpochRecord, NodeEpochRecord, ScheduleRecord
 from daifi_flows.ledger._governance import (
@@ -76,6 +85,11 @@ RECORDS: Final[tuple[type[Record], ...]] = (
     ModelRecord,
     SealedRecord,
     SealedCount,
+    OfficeRecord,
+    CommitteeRecord,
+    CandidateRecord,
+    CandidateList,
+    RollRecord,
 )
 """Every kind of record there is."""
 _KINDS: Final[dict[int, type[Record]]] = {kind.prefix[0]: kind for kind in RECORDS}
@@ -175,6 +189,35 @@ class Base(ABC):
         if found is None:
             raise LedgerCorrupted("the ledger's state has no parameters: restore a backup")
         return found.params
+
+    def seated_in(self, epoch: int) -> CommitteeRecord | None:
+        """The committee of an epoch up to the present one."""
+        return self.find(CommitteeRecord, committee_key(epoch)) if 0 <= epoch < 2**63 else None
+
+    def in_office(self) -> CommitteeRecord:
+        """The committee that certifies the next block.
+
+        Raises:
+            LedgerCorrupted: the state does not say.
+        """
+        office = self.find(OfficeRecord, OfficeRecord.prefix)
+        found = self.seated_in(office.epoch) if office is not None else None
+        if found is None:
+            raise LedgerCorrupted("the ledger's state has no committee: restore a backup")
+        return found
+
+    def committee(self) -> Committee:
+        """The seats that certify the next block.
+
+        Raises:
+            LedgerCorrupted: the state does not say.
+        """
+        return self.in_office().committee
+
+    def certifying(self, header: BlockHeader) -> Committee | None:
+        """The committee that a block up to the last one names, if it ever was in office."""
+        found = self.seated_in(header.epoch)
+        return found.committee if found is not None and found.digest == header.committee else None
 
     def encoded(self) -> dict[bytes, bytes]:
         """Every entry as it is hashed and stored."""

@@ -89,7 +89,7 @@ def make(path: Path, blocks: int, entries: int) -> None:
     store._db.execute("PRAGMA synchronous=OFF")
     store._acknowledge = lambda *_: None  # pyright: ignore
     at = certified_state(store, machine)
-    slot = open_slot(machine.committee, at.header, at.base, bytes(96), 0)
+    slot = open_slot(at.header, at.base, bytes(96), 0)
     certificate = NO_CERTIFICATE
     ledger_id = GENESIS.ledger_id
     for number in range(blocks):

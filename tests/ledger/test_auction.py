@@ -57,7 +57,15 @@ def header_of(on: BlockHeader | None, tx_root: object, builder: str, **changes: 
 
 
 PARENT = header_of(None, merkle_root([b"t"]), BUILDERS[0].address)
-SLOT = Slot(parent=PARENT, beacon=keccak256(b"beacon"), round=0, proposer=PROPOSER.address)
+SLOT = Slot(
+    parent=PARENT,
+    beacon=keccak256(b"beacon"),
+    round=0,
+    proposer=PROPOSER.address,
+    seat=0,
+    epoch=PARENT.epoch,
+    committee=PARENT.committee,
+)
 
 NEXT_SLOT = replace(SLOT, round=1, proposer=NEXT.address)
 

@@ -48,7 +48,7 @@ def header(bench: Market, **changes: object) -> BlockHeader:
         "builder": BUYER.address,
         "beacon": META,
         "epoch": 1,
-        "committee": bench.machine.committee.digest,
+        "committee": bench.machine.genesis.committee.digest,
         "history_root": META,
         "history_size": 0,
         "round": 2,

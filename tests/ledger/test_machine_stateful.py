@@ -493,7 +493,7 @@ for i in range(4):
         do(t.Stake, NODE, amount_wei=DAI)
     else:
         do(t.Settle, BUYER, attestation=attest(spec), metadata=bytes(32))
-slot = open_slot(COMMITTEE, head, base, bytes(32), 0)
+slot = open_slot(head, base, bytes(32), 0)
 header = build(slot, trie, MountainRange(), layer, builder=BUYER.address, bid_wei=DAI,
                transactions=raws, receipts=receipts, timestamp_ms=T0 + 1).header
 print(json.dumps({"hash": header.digest.hex(), "txs": len(raws)}))

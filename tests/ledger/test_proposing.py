@@ -614,7 +614,7 @@ async def test_a_seat_moves_on_to_a_round_that_a_quorum_passed_to(
     replica = Replica(GENESIS)
     replica.check(block.canonical())
     parent, state = replica._head, replica._base
-    slot = open_slot(COMMITTEE, parent, state, block.seal.beacon, 1)
+    slot = open_slot(parent, state, block.seal.beacon, 1)
     seal = block.seal.model_copy(
         update={"skip": skip_by(parent.digest, 0, range(7, 21)), "bid_wei": 0}
     )
@@ -647,7 +647,7 @@ def _without_bid(block: Block) -> Block:
         fresh._machine.execute(layer, parse_transaction(raw), env, size=len(raw))
         for raw in block.transactions
     ]
-    slot = open_slot(COMMITTEE, fresh._head, fresh._base, block.seal.beacon, block.header.round)
+    slot = open_slot(fresh._head, fresh._base, block.seal.beacon, block.header.round)
     candidate = build(
         slot, fresh._trie, MountainRange(), layer, builder=OTHER.address, bid_wei=0,
         transactions=block.transactions, receipts=receipts,
@@ -697,7 +697,7 @@ async def test_a_proposer_signs_only_in_its_turn(
 def test_the_slot_follows_from_the_state_alone() -> None:
     fresh = Replica(GENESIS)
     signature = beacon_after(fresh._head.digest, range(14))
-    seats = [open_slot(COMMITTEE, fresh._head, fresh._base, signature, r).seat for r in range(21)]
+    seats = [open_slot(fresh._head, fresh._base, signature, r).seat for r in range(21)]
     assert sorted(seats) == list(range(21))
     with pytest.raises(LedgerError, match="no round"):
-        open_slot(COMMITTEE, fresh._head, fresh._base, signature, -1)
+        open_slot(fresh._head, fresh._base, signature, -1)

@@ -313,9 +313,7 @@ def reordered(replica: Replica, block: Block) -> Block:
         replica._machine.execute(layer, t.parse_transaction(raw), env, size=len(raw))
         for raw in order
     ]
-    slot = open_slot(
-        GENESIS.committee, replica._head, replica._base, block.seal.beacon, block.header.round
-    )
+    slot = open_slot(replica._head, replica._base, block.seal.beacon, block.header.round)
     history, _ = MountainRange().append([])
     candidate = build(
         slot, replica._trie, replica._history or history, layer, builder=BUILDER.address,

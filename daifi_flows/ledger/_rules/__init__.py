@@ -6,6 +6,7 @@ from typing import Final
 
 from daifi_flows.ledger._rules import (
     bids,
+    committee,
     disputes,
     evidence,
     governance,
@@ -26,6 +27,7 @@ __all__ = ["RULES", "BlockEnv", "Context", "Facts", "Rule", "refuse"]
 
 _FAMILIES: Final = (
     bids,
+    committee,
     disputes,
     evidence,
     governance,

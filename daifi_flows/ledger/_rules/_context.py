@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from daifi_flows.cnft import Committee, Payment
 from daifi_flows.errors import InsufficientFunds, TransactionRefused
+from daifi_flows.ledger._committees import CommitteeRecord
 from daifi_flows.ledger._params import Genesis, Params
 from daifi_flows.ledger._records import ZERO_ADDRESS, AccountRecord
 from daifi_flows.ledger._state import Layer
@@ -60,8 +61,49 @@ class Context:
 
     @property
     def committee(self) -> Committee:
-        """The seats whose attestations count."""
-        return self.genesis.committee
+        """The seats in office."""
+        return self.layer.committee()
+
+    def committee_of(self, epoch: int) -> Committee:
+        """The seats of an epoch up to the present one, for evidence of what they signed then.
+
+        Raises:
+            TransactionRefused: ``bad-field``: there was none.
+        """
+        return self._seated_in(epoch).committee
+
+    def attesting(self, epoch: int, since_ms: int = 0) -> Committee:
+        """The seats whose finding of an epoch counts now: those in office, and for a time of grace
+        those that were, so that no review is lost by a handover.
+
+        Args:
+            since_ms: when the work was committed; who had left before cannot judge it.
+
+        Raises:
+            TransactionRefused: ``bad-field``: there is no such committee, or it had left before;
+                ``expired``: its time of grace is over.
+        """
+        found = self._seated_in(epoch)
+        if found.left_ms:
+            if found.left_ms < since_ms:
+                refuse(
+                    "bad-field", f"the committee of epoch {epoch} left before this was committed"
+                )
+            until_ms = found.left_ms + self.params.committee.grace_ms
+            if self.now_ms > until_ms:
+                refuse(
+                    "expired",
+                    f"findings of the committee of epoch {epoch} counted until {until_ms} ms; ask "
+                    f"that of epoch {self.committee.epoch}",
+                )
+        return found.committee
+
+    def _seated_in(self, epoch: int) -> CommitteeRecord:
+        found = self.layer.seated_in(epoch)
+        if found is None:
+            now = self.committee.epoch
+            refuse("bad-field", f"this is of another epoch, {epoch}; the committee's is {now}")
+        return found
 
     def account(self, address: str) -> AccountRecord:
         """An account as of now: what is no longer locked or unbonding is in its balance."""

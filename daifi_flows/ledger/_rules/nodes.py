@@ -8,7 +8,9 @@ from typing import Final
 from daifi_flows.cnft import NodeInfo, Payment
 from daifi_flows.errors import InsufficientFunds
 from daifi_flows.ledger._nodes import BlsKeyRecord, bls_key_key, node_key_proven
+from daifi_flows.ledger._records import AccountRecord
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, positive, refuse
+from daifi_flows.ledger._rules.committee import held_pledge_wei
 from daifi_flows.ledger._rules.governance import held_stake_wei
 from daifi_flows.ledger._tranches import due_ms, matured, with_tranche
 from daifi_flows.ledger._tx import Transaction
@@ -46,10 +48,26 @@ def register(ctx: Context, tx: Register) -> Facts:
     if len(set(info.models)) != len(info.models):
         refuse("bad-field", "a node names each model it offers once")
     account = ctx.account(tx.sender)
+    _keep_seat_key(ctx, account, info.bls_public)
     _let_go_key(ctx, account.registered)
     _bind_key(ctx, info)
     ctx.layer.put(account.model_copy(update={"registered": info}))
     return {"node": tx.sender}
+
+
+def _keep_seat_key(ctx: Context, account: AccountRecord, public: bytes | None) -> None:
+    """A seat is offered, drawn and held with one key."""
+    before = account.registered
+    if (
+        before is not None
+        and before.bls_public not in (None, public)
+        and held_pledge_wei(ctx, account.address)
+    ):
+        refuse(
+            "bad-state",
+            f"{account.address} offers itself for a seat, or has one, with its BLS key; withdraw "
+            "the offer and wait until the seat is left",
+        )
 
 
 def _bind_key(ctx: Context, info: NodeInfo) -> None:
@@ -78,6 +96,7 @@ def retire(ctx: Context, tx: Retire) -> Facts:
     account = ctx.account(tx.sender)
     if account.registered is None:
         refuse("unknown", f"{tx.sender} is not registered as a node")
+    _keep_seat_key(ctx, account, None)
     _let_go_key(ctx, account.registered)
     ctx.layer.put(account.model_copy(update={"registered": None}))
     return {"node": tx.sender}
@@ -101,6 +120,13 @@ def unstake(ctx: Context, tx: Unstake) -> Facts:
             "bad-state",
             f"{voted_wei} wei of the stake of {tx.sender} voted on a proposal that is still open; "
             "they stay until its vote ends",
+        )
+    pledged_wei = held_pledge_wei(ctx, tx.sender)
+    if account.stake_wei - tx.amount_wei < pledged_wei:
+        refuse(
+            "bad-state",
+            f"{pledged_wei} wei of the stake of {tx.sender} are pledged for a seat on the "
+            "committee; they stay until the offer is withdrawn and the seat is left",
         )
     due = max(due_ms(ctx.now_ms, ctx.params.staking.unbonding_ms), account.vouching_until_ms)
     ctx.layer.put(

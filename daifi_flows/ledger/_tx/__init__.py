@@ -9,6 +9,7 @@ from daifi_flows.encoding import decode_cbor
 from daifi_flows.errors import EncodingError, TransactionRefused
 from daifi_flows.ledger._tx import (
     bids,
+    committee,
     disputes,
     evidence,
     governance,
@@ -28,6 +29,7 @@ __all__ = ["KINDS", "MAX_TX_BYTES", "NO_REQUEST", "Incoming", "Transaction", "pa
 
 _FAMILIES: Final = (
     bids,
+    committee,
     disputes,
     evidence,
     governance,

@@ -1,0 +1,221 @@
+"""Committees over time: each is signed in by a quorum of the one before.
+
+A ledger's committee changes by *handovers*. Whoever trusts the committee of one epoch (that of
+genesis, say, which the ledger's id commits to) follows them to that of any later epoch, with
+nothing but signatures: :class:`Committees`. What a committee signed, a block or an attestation,
+names its epoch, so there is one committee to check it with.
+
+A committee that left could still sign. Its stake answers for that for a while and no longer (see
+the ledger's ``evidence_ms``), as in every proof-of-stake chain: who was away for very long should
+begin with newer keys than those of genesis, from somebody it trusts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from daifi_flows._noun import Bytes32, Noun
+from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate
+from daifi_flows.encoding import canonical_json, parse_json
+from daifi_flows.errors import EncodingError
+from daifi_flows.keys import check_possession, verify_bls_aggregate
+from daifi_flows.threshold import shares_sound
+
+__all__ = [
+    "MAX_HANDOVERS",
+    "CommitteeChain",
+    "Committees",
+    "Handover",
+    "committee_fault",
+    "handover_message",
+]
+
+MAX_HANDOVERS: Final = 4_096
+"""Most handovers read from one file: eleven years of days."""
+
+
+def handover_message(
+    ledger_id: bytes, previous: bytes, draw: bytes, epoch: int, committee: bytes
+) -> bytes:
+    """What a seat signs to hand over: ``"daifi/handover/1"``, then 32 bytes each but the epoch's 8.
+
+    Args:
+        previous: digest of the committee that hands over.
+        draw: digest of the draw that chose the seats.
+        epoch: of the committee that takes over.
+        committee: its digest.
+    """
+    parts = (ledger_id, previous, draw, epoch.to_bytes(8, "big"), committee)
+    return b"daifi/handover/1" + b"".join(parts)
+
+
+class Handover(Noun):
+    """One committee's word that another takes its place.
+
+    Attributes:
+        previous: digest of the committee that signs.
+        draw: digest of the sortition that chose the seats.
+        committee: who takes over.
+        certificate: of the committee that hands over, over :meth:`message`.
+    """
+
+    ledger_id: Bytes32
+    previous: Bytes32
+    draw: Bytes32
+    committee: Committee
+    certificate: QuorumCertificate
+
+    def message(self) -> bytes:
+        """What the seats signed."""
+        new = self.committee
+        return handover_message(self.ledger_id, self.previous, self.draw, new.epoch, new.digest)
+
+    def check(self, previous: Committee) -> None:
+        """Check that ``previous`` hands over to the next committee.
+
+        Whether the seats were drawn, hold their keys and have sound shares, the ledger has checked
+        before a quorum of ``previous`` signed.
+
+        Raises:
+            EncodingError: it is not the next epoch's, has another group key, or no quorum signed.
+        """
+        new, where = self.committee, f"the handover to epoch {self.committee.epoch}"
+        if self.previous != previous.digest or new.epoch != previous.epoch + 1:
+            raise EncodingError(f"{where} does not follow the committee of epoch {previous.epoch}")
+        if new.group_key != previous.group_key:
+            raise EncodingError(f"{where} has another group key")
+        if (fault := _seating_fault(new)) is not None:
+            raise EncodingError(f"{where}: {fault}")
+        seats = previous.signers(self.certificate.signers)
+        if len(seats) < previous.quorum:
+            raise EncodingError(f"{len(seats)} seats signed {where}; {previous.quorum} are needed")
+        publics = [seat.public for seat in seats]
+        if not verify_bls_aggregate(publics, self.message(), self.certificate.signature):
+            raise EncodingError(f"the signature of {where} does not verify")
+
+
+class CommitteeChain(Noun):
+    """Handovers one after another, as they lie in a file beside the first committee's keys."""
+
+    handovers: Annotated[tuple[Handover, ...], Field(max_length=MAX_HANDOVERS)] = ()
+
+    def to_json(self) -> bytes:
+        """As a file, which :meth:`from_json` reads."""
+        return canonical_json(self.jsonable())
+
+    @classmethod
+    def from_json(cls, data: bytes) -> CommitteeChain:
+        """Read a file. Nothing is verified; :class:`Committees` does that.
+
+        Raises:
+            EncodingError: it is no such file.
+        """
+        return cls.from_plain(parse_json(data))
+
+
+class Committees:
+    """The committees of consecutive epochs, from one that is trusted.
+
+    Args:
+        anchor: the trusted one.
+        handovers: from its epoch on, in order; earlier ones are passed over.
+
+    Raises:
+        EncodingError: a handover does not follow, or is not signed by the committee before it.
+    """
+
+    def __init__(self, anchor: Committee, handovers: Iterable[Handover] = ()) -> None:
+        self._known = [anchor]
+        self._digests = [anchor.digest]
+        ledger_id: bytes | None = None
+        for handover in handovers:
+            if handover.committee.epoch <= anchor.epoch:
+                continue
+            if ledger_id not in (None, handover.ledger_id):
+                raise EncodingError("the handovers are of two ledgers")
+            ledger_id = handover.ledger_id
+            handover.check(self._known[-1])
+            self._known.append(handover.committee)
+            self._digests.append(handover.committee.digest)
+
+    @property
+    def anchor(self) -> Committee:
+        """The one that is trusted."""
+        return self._known[0]
+
+    @property
+    def last(self) -> Committee:
+        """The newest one known."""
+        return self._known[-1]
+
+    def of(self, epoch: int) -> Committee:
+        """The committee of an epoch.
+
+        Raises:
+            EncodingError: no handover leads to it; the message says what is missing.
+        """
+        return self._known[self._index(epoch)]
+
+    def certifying(self, header: BlockHeader) -> Committee:
+        """The committee that a block's certificate must be of.
+
+        Raises:
+            EncodingError: it is unknown, or the block names another.
+        """
+        index = self._index(header.epoch)
+        if header.committee != self._digests[index]:
+            raise EncodingError("the block was certified by another committee than the trusted one")
+        return self._known[index]
+
+    def _index(self, epoch: int) -> int:
+        first, last = self._known[0].epoch, self._known[-1].epoch
+        if epoch < first:
+            raise EncodingError(
+                f"this is of epoch {epoch} and the trusted committee is of epoch {first}: take an "
+                "earlier committee's keys as the anchor"
+            )
+        if epoch > last:
+            raise EncodingError(
+                f"this is of epoch {epoch} and the trusted committees end with epoch {last}: give "
+                "the ledger's handovers up to it, or a newer committee's keys"
+            )
+        return epoch - first
+
+
+def _seating_fault(committee: Committee) -> str | None:
+    seats = committee.seats
+    if not seats or [seat.index for seat in seats] != list(range(len(seats))):
+        return "its seats must be numbered 0, 1, 2, … in order"
+    if len({seat.public for seat in seats}) != len(seats):
+        return "two of its seats share a BLS key"
+    return None
+
+
+def committee_fault(committee: Committee) -> str | None:
+    """Why a committee cannot certify blocks, or nothing.
+
+    Its seats must be in order, each with a key of its own and a proof that somebody holds it; and
+    the group key must be shared among all of them so that a quorum makes its signature and no
+    fewer.
+    """
+    if (fault := _seating_fault(committee)) is not None:
+        return fault
+    for seat in committee.seats:
+        if not check_possession(seat.public, seat.possession):
+            return f"seat {seat.index} has no valid proof of possession of its BLS key"
+    shares = tuple(seat.share for seat in committee.seats if seat.share is not None)
+    group_key = committee.group_key
+    if (
+        group_key is None
+        or len(shares) != len(committee.seats)
+        or not shares_sound(group_key, shares, committee.quorum)
+        or shares_sound(group_key, shares, committee.quorum - 1)
+    ):
+        return (
+            "it has no group key shared among all of its seats, a quorum of whom, and no fewer, "
+            "makes its signature; deal one: without it blocks have no beacon"
+        )
+    return None

@@ -1,0 +1,192 @@
+"""Records of the committee: who is in office, who was, who offers itself, and who was drawn."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Final
+
+from pydantic import Field
+
+from daifi_flows.cnft import (
+    Address,
+    Bytes32,
+    Bytes48,
+    Committee,
+    Noun,
+    QuorumCertificate,
+    Uint,
+    Wei,
+)
+from daifi_flows.encoding import tagged_hash
+from daifi_flows.epochs import Handover
+from daifi_flows.errors import LedgerCorrupted
+from daifi_flows.ledger._records import Record
+from daifi_flows.sortition import Candidate, Draw, draw
+
+__all__ = [
+    "MAX_OFFERS",
+    "CandidateList",
+    "CandidateRecord",
+    "CommitteeRecord",
+    "Entrant",
+    "OfficeRecord",
+    "RollRecord",
+    "candidate_key",
+    "committee_key",
+]
+
+MAX_OFFERS: Final = 1_024
+"""Most accounts that offer themselves at once. When there are so many, a higher pledge takes the
+place of the lowest."""
+_ZEROS: Final = bytes(32)
+
+
+class OfficeRecord(Record):
+    """Which committee is in office. One record."""
+
+    prefix: ClassVar[bytes] = b"E"
+    epoch: Uint
+
+    def key(self) -> bytes:
+        return self.prefix
+
+
+class CommitteeRecord(Record):
+    """One epoch's committee, kept for good: the chain of handovers is in the state.
+
+    Attributes:
+        digest: of ``committee``.
+        since_ms: date of the block that put it in office; it certifies those after that block.
+        since_height: that block's height.
+        left_ms: the same of the block that put the next one in office; 0 while it is in office.
+        previous, draw, certificate: of the handover (see :class:`~daifi_flows.epochs.Handover`);
+            genesis's committee has none.
+    """
+
+    prefix: ClassVar[bytes] = b"C"
+    committee: Committee
+    digest: Bytes32
+    since_ms: Uint
+    since_height: Uint
+    left_ms: Uint = 0
+    left_height: Uint = 0
+    previous: Bytes32 = _ZEROS
+    draw: Bytes32 = _ZEROS
+    certificate: QuorumCertificate | None = None
+
+    def key(self) -> bytes:
+        return committee_key(self.committee.epoch)
+
+    def handover(self, ledger_id: bytes) -> Handover:
+        """How it came into office.
+
+        Raises:
+            LedgerCorrupted: it is genesis's, which nobody handed over to.
+        """
+        if self.certificate is None:
+            raise LedgerCorrupted(f"the committee of epoch {self.committee.epoch} has no handover")
+        return Handover(
+            ledger_id=ledger_id,
+            previous=self.previous,
+            draw=self.draw,
+            committee=self.committee,
+            certificate=self.certificate,
+        )
+
+
+def committee_key(epoch: int) -> bytes:
+    """State key of an epoch's committee."""
+    return CommitteeRecord.prefix + epoch.to_bytes(8, "big")
+
+
+class CandidateRecord(Record):
+    """What an account pledged when it offered itself for a seat.
+
+    Attributes:
+        pledge_wei: part of its stake that stays while it is on offer, on the roll or seated.
+        offered: 1 while the offer stands; 0 when it was withdrawn.
+    """
+
+    prefix: ClassVar[bytes] = b"K"
+    address: Address
+    pledge_wei: Wei
+    offered: Annotated[int, Field(ge=0, le=1, strict=True)] = 1
+
+    def key(self) -> bytes:
+        return candidate_key(self.address)
+
+
+def candidate_key(address: str) -> bytes:
+    """State key of an account's offer."""
+    return CandidateRecord.prefix + bytes.fromhex(address[2:])
+
+
+class CandidateList(Record):
+    """Whose offers stand, by address. One record."""
+
+    prefix: ClassVar[bytes] = b"L"
+    addresses: tuple[Address, ...] = ()
+
+    def key(self) -> bytes:
+        return self.prefix
+
+
+class Entrant(Noun):
+    """A candidate as it stood when the roll was closed, with the BLS key it had then."""
+
+    candidate: Candidate
+    public: Bytes48
+
+
+class RollRecord(Record):
+    """The newest closed roll: among whom the seats of an epoch are drawn. One record.
+
+    Attributes:
+        epoch: whose seats these are.
+        height: block in which it was closed; the beacon that draws is that of the next block.
+        closed_ms: that block's date.
+        seats, per_operator: as :func:`daifi_flows.sortition.draw` takes them.
+        root: of the sum tree over the candidates.
+        entrants: by address.
+        beacon: zeros until the seats are drawn.
+        drawn: their accounts, by seat.
+    """
+
+    prefix: ClassVar[bytes] = b"R"
+    epoch: Uint
+    height: Uint
+    closed_ms: Uint
+    seats: Uint
+    per_operator: Uint
+    root: Bytes32
+    entrants: Annotated[tuple[Entrant, ...], Field(max_length=MAX_OFFERS)]
+    beacon: Bytes32 = _ZEROS
+    drawn: tuple[Address, ...] = ()
+
+    def key(self) -> bytes:
+        return self.prefix
+
+    @property
+    def digest(self) -> bytes:
+        """What a handover names, 32 bytes: the draw follows from these."""
+        return tagged_hash(
+            "daifi/draw/1",
+            {
+                "epoch": self.epoch,
+                "height": self.height,
+                "root": self.root,
+                "beacon": self.beacon,
+                "seats": self.seats,
+                "per_operator": self.per_operator,
+            },
+        )
+
+    def draw(self, beacon: bytes) -> Draw:
+        """The draw that a beacon gives, with the proof of each seat."""
+        candidates = [entrant.candidate for entrant in self.entrants]
+        return draw(beacon, candidates, self.seats, self.per_operator)
+
+    @property
+    def elected(self) -> tuple[Entrant, ...]:
+        """The entrants that were drawn, by seat."""
+        known = {entrant.candidate.account: entrant for entrant in self.entrants}
+        return tuple(known[account] for account in self.drawn)
