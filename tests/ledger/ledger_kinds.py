@@ -6,9 +6,31 @@ from enum import Enum
 from typing import Annotated, Any, get_args, get_origin
 
 from annotated_types import MinLen
-from ledger_kit import BUYER, NODE, attest, info_of, make_header, make_spec
+from ledger_kit import (
+    BUYER,
+    NODE,
+    attest,
+    bound,
+    info_of,
+    make_header,
+    make_spec,
+    make_vote,
+    opened,
+    subject_of,
+)
 
-from daifi_flows.cnft import Address, Attestation, Cid, NodeInfo, Noun, ProofHeader, TaskSpec
+from daifi_flows.cnft import (
+    Address,
+    Attestation,
+    Cid,
+    NodeInfo,
+    Noun,
+    ProofHeader,
+    Subject,
+    TaskSpec,
+    VoteCommit,
+    VoteReveal,
+)
 from daifi_flows.encoding import cid_of, keccak256
 from daifi_flows.ledger._tx import KINDS, Transaction, parse_transaction
 
@@ -19,6 +41,9 @@ _NOUNS: dict[type[Noun], Noun] = {
     TaskSpec: _SPEC,
     ProofHeader: make_header(_SPEC),
     Attestation: attest(_SPEC),
+    Subject: subject_of(_SPEC),
+    VoteCommit: bound(make_vote(subject_of(_SPEC), 3)),
+    VoteReveal: opened(make_vote(subject_of(_SPEC), 3)),
     NodeInfo: info_of(NODE).model_copy(update={"engines": ("a", "bé")}),
 }
 

@@ -8,7 +8,9 @@ from typing import TypeVar
 
 from daifi_flows.cnft import (
     Attestation,
+    Basis,
     BlockHeader,
+    ChunkFinding,
     Committee,
     Decision,
     ModelRef,
@@ -18,8 +20,13 @@ from daifi_flows.cnft import (
     Review,
     Seat,
     Statement,
+    Subject,
     TaskSpec,
     Usage,
+    Vote,
+    VoteChoice,
+    VoteCommit,
+    VoteReveal,
     attestation_message,
     beacon_message,
     proof_digest,
@@ -156,6 +163,58 @@ def attest(
             "signature": aggregate_bls([SEAT_KEYS[i].sign(message) for i in signers]),
         }
     )
+
+
+def waived(spec: TaskSpec, **changes: object) -> Attestation:
+    """What seats sign about an execution that the lottery did not draw."""
+    return attest(spec, **({"basis": Basis.WAIVED, "confidence_ppm": 0} | changes))
+
+
+def subject_of(spec: TaskSpec, **changes: object) -> Subject:
+    """What a review of the node's first answer is about."""
+    values: dict[str, object] = {
+        "ledger_id": GENESIS.ledger_id,
+        "committee": COMMITTEE.digest,
+        "epoch": 1,
+        "task_id": spec.task_id,
+        "attempt": 0,
+        "node": NODE.address,
+        "output_cid": cid_of(b"output"),
+        "proof_cid": PROOF_CID,
+        "min_confidence_ppm": spec.review.min_confidence_ppm,
+        "deadline_ms": spec.deadline_ms,
+        "chunks": 3,
+    }
+    return Subject.model_validate(values | changes)
+
+
+def make_vote(
+    subject: Subject, seat: int, *choices: VoteChoice, wave: int = 0, reason: str = ""
+) -> Vote:
+    """A seat's findings about the first chunks; it accepts the first when no choice is given."""
+    findings = tuple(
+        ChunkFinding(chunk=chunk, decision=choice, confidence_ppm=995_000, reason=reason)
+        for chunk, choice in enumerate(choices or (VoteChoice.ACCEPT,))
+    )
+    return Vote(seat=seat, subject=subject.digest, wave=wave, findings=findings)
+
+
+def bound(vote: Vote, seat: int | None = None, salt: bytes = bytes(32)) -> VoteCommit:
+    """The commitment to a vote that its seat signs, or, copied, another."""
+    unsigned = VoteCommit(
+        seat=vote.seat if seat is None else seat,
+        subject=vote.subject,
+        wave=vote.wave,
+        commitment=vote.commitment(salt),
+        signature=bytes(96),
+    )
+    signature = SEAT_KEYS[unsigned.seat].sign(unsigned.message())
+    return unsigned.model_copy(update={"signature": signature})
+
+
+def opened(vote: Vote, salt: bytes = bytes(32)) -> VoteReveal:
+    """The opening of :func:`bound`'s commitment."""
+    return VoteReveal(vote=vote, salt=salt)
 
 
 def info_of(node: Account, price_wei: int = DAI) -> NodeInfo:

@@ -19,16 +19,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from daifi_flows.cnft import Attestation, BlockHeader, Payment, QuorumCertificate, Seat
-from daifi_flows.encoding import tagged_hash
-from daifi_flows.errors import EncodingError, KeyMaterialError, TransactionRefused
-from daifi_flows.keys import recover_address, verify_bls_aggregate
+from daifi_flows.cnft import BlockHeader, Payment, QuorumCertificate, Seat
+from daifi_flows.errors import KeyMaterialError, TransactionRefused
+from daifi_flows.keys import recover_address
 from daifi_flows.ledger._auction import DoubleProposal
-from daifi_flows.ledger._disputes import OffenceRecord, offence_key
-from daifi_flows.ledger._economics import Fault
+from daifi_flows.ledger._rules import vote_evidence
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
-from daifi_flows.ledger._rules._stakes import slash
-from daifi_flows.ledger._rules._tasks import require_task
+from daifi_flows.ledger._rules._offences import (
+    punish,
+    require_accused,
+    require_committee,
+    require_fresh,
+    require_fresh_task,
+    require_given,
+    require_signatures,
+    same,
+)
 from daifi_flows.ledger._tx import Transaction
 from daifi_flows.ledger._tx.evidence import (
     AttestationEquivocation,
@@ -44,33 +50,36 @@ __all__ = ["RULES"]
 def block_equivocation(ctx: Context, tx: BlockEquivocation) -> Facts:
     """Slash the seats that signed two blocks of one height and round."""
     first, second = tx.first, tx.second
+    committee = require_committee(ctx, first.epoch)
     for header in (first, second):
-        _same(
+        same(
             ("ledger", header.ledger_id, ctx.ledger_id),
-            ("epoch", header.epoch, ctx.committee.epoch),
-            ("committee", header.committee, ctx.committee.digest),
+            ("epoch", header.epoch, committee.epoch),
+            ("committee", header.committee, committee.digest),
         )
-    _same(("height", first.height, second.height), ("round", first.round, second.round))
+    same(("height", first.height, second.height), ("round", first.round, second.round))
     if first.digest == second.digest:
         refuse("bad-field", "both headers are the same block: signing it twice is no offence")
     _require_reached(ctx, first)
     # The later of the two: a seat could date its second block back.
-    _require_fresh(ctx, max(first.timestamp_ms, second.timestamp_ms))
-    seats = _require_accused(ctx, tx.accused)
+    require_fresh(ctx, max(first.timestamp_ms, second.timestamp_ms))
+    seats = require_accused(committee, tx.accused)
     for header, votes in ((first, tx.first_votes), (second, tx.second_votes)):
-        _require_block_votes(ctx, header, votes)
+        message = QuorumCertificate.message(header.digest)
+        require_signatures(committee, votes.signers, message, votes.signature)
     return _punish_seats(ctx, tx, seats, "block", {"height": first.height, "round": first.round})
 
 
 def attestation_equivocation(ctx: Context, tx: AttestationEquivocation) -> Facts:
     """Slash the seats that signed two findings about one proof of one attempt of a task."""
     first, second = tx.first, tx.second
+    committee = require_committee(ctx, first.epoch)
     for finding in (first, second):
-        _same(
+        same(
             ("ledger", finding.ledger_id, ctx.ledger_id),
-            ("epoch", finding.epoch, ctx.committee.epoch),
+            ("epoch", finding.epoch, committee.epoch),
         )
-    _same(
+    same(
         ("task", first.task_id, second.task_id),
         ("attempt", first.attempt, second.attempt),
         ("node", first.node, second.node),
@@ -79,10 +88,10 @@ def attestation_equivocation(ctx: Context, tx: AttestationEquivocation) -> Facts
     )
     if first.message() == second.message():
         refuse("bad-field", "both findings are the same: signing it twice is no offence")
-    _require_fresh_task(ctx, first.task_id)
-    seats = _require_accused(ctx, tx.accused)
+    require_fresh_task(ctx, first.task_id)
+    seats = require_accused(committee, tx.accused)
     for finding in (first, second):
-        _require_attested(ctx, finding)
+        require_signatures(committee, finding.signers, finding.message(), finding.signature)
     place = {
         "task_id": first.task_id,
         "attempt": first.attempt,
@@ -96,29 +105,23 @@ def attestation_equivocation(ctx: Context, tx: AttestationEquivocation) -> Facts
 def proof_equivocation(ctx: Context, tx: ProofEquivocation) -> Facts:
     """Slash a node that committed itself to two proofs in one attempt of a task."""
     first, second = tx.first, tx.second
-    _same(
+    same(
         ("node", first.sender, second.sender),
         ("task", first.task_id, second.task_id),
         ("attempt", first.attempt, second.attempt),
     )
     if first.header.digest() == second.header.digest():
         refuse("bad-field", "both are the same proof: committing to it twice is no offence")
-    _require_fresh_task(ctx, first.task_id)
+    task = require_fresh_task(ctx, first.task_id)
     for commit in (first, second):
         commit.check_signature(ctx.ledger_id)
         _require_header(commit)
-    task = require_task(ctx, first.task_id)
-    given = first.attempt < task.attempt or (first.attempt, first.sender) == (
-        task.attempt,
-        task.node,
-    )
-    if not given:
-        refuse("bad-state", f"attempt {first.attempt} of the task was not given to {first.sender}")
+    require_given(task, first.attempt, first.sender)
     account = ctx.account(first.sender)
     if account.stake_wei + account.unbonding_wei == 0:
         refuse("bad-state", f"{first.sender} has nothing at stake that could be taken")
     place = {"task_id": first.task_id, "attempt": first.attempt, "node": first.sender}
-    payments = _punish(ctx, "proof", place, first.sender, tx.sender)
+    payments = punish(ctx, "proof", place, first.sender, tx.sender)
     if payments is None:
         refuse("duplicate", "this offence was already shown")
     return {"task_id": first.task_id, "node": first.sender, "payments": payments}
@@ -127,12 +130,13 @@ def proof_equivocation(ctx: Context, tx: ProofEquivocation) -> Facts:
 def proposal_equivocation(ctx: Context, tx: ProposalEquivocation) -> Facts:
     """Slash a drawn proposer that signed two headers of one height and round."""
     first, second = tx.first.header, tx.second.header
+    committee = require_committee(ctx, first.epoch)
     for header in (first, second):
-        _same(
+        same(
             ("ledger", header.ledger_id, ctx.ledger_id),
-            ("committee", header.committee, ctx.committee.digest),
+            ("committee", header.committee, committee.digest),
         )
-    _same(
+    same(
         ("height", first.height, second.height),
         ("round", first.round, second.round),
         ("proposer", first.proposer, second.proposer),
@@ -141,27 +145,15 @@ def proposal_equivocation(ctx: Context, tx: ProposalEquivocation) -> Facts:
         refuse("bad-field", "both headers are the same block: signing it twice is no offence")
     if DoubleProposal(first=tx.first, second=tx.second).proposer is None:
         refuse("bad-signature", f"proposer {first.proposer} did not sign both headers")
-    if all(seat.account != first.proposer for seat in ctx.committee.seats):
+    if all(seat.account != first.proposer for seat in committee.seats):
         refuse("bad-role", f"{first.proposer} has no seat, so it never proposes")
     _require_reached(ctx, first)
-    _require_fresh(ctx, max(first.timestamp_ms, second.timestamp_ms))
+    require_fresh(ctx, max(first.timestamp_ms, second.timestamp_ms))
     place = {"height": first.height, "round": first.round}
-    payments = _punish(ctx, "proposal", place, first.proposer, tx.sender)
+    payments = punish(ctx, "proposal", place, first.proposer, tx.sender)
     if payments is None:
         refuse("duplicate", "this offence was already shown")
     return {"node": first.proposer, "content": tx.pair(), "payments": payments}
-
-
-def _same(*claims: tuple[str, Any, Any]) -> None:
-    for name, one, other in claims:
-        if one != other:
-            refuse("bad-field", f"no offence can be shown: another {name}")
-
-
-def _require_fresh(ctx: Context, time_ms: int) -> None:
-    until_ms = time_ms + ctx.params.disputes.evidence_ms
-    if ctx.now_ms > until_ms:
-        refuse("expired", f"evidence of this counted until {until_ms} ms")
 
 
 def _require_reached(ctx: Context, header: BlockHeader) -> None:
@@ -169,44 +161,9 @@ def _require_reached(ctx: Context, header: BlockHeader) -> None:
         refuse("bad-state", f"this can be shown from block {header.height} on")
 
 
-def _require_fresh_task(ctx: Context, task_id: bytes) -> None:
-    """Evidence about a task counts as long as about a block that is dated its deadline."""
-    _require_fresh(ctx, require_task(ctx, task_id).spec.deadline_ms)
-
-
-def _require_accused(ctx: Context, accused: int) -> tuple[Seat, ...]:
-    try:
-        seats = ctx.committee.signers(accused)
-    except EncodingError as error:
-        raise TransactionRefused(str(error), code="bad-field") from error
-    if not seats:
-        refuse("bad-field", "no seat is among the signers of both statements")
-    return seats
-
-
-def _require_signatures(ctx: Context, signers: int, message: bytes, signature: bytes) -> None:
-    """An aggregate over one message that verifies shows that each of its seats signed: every
-    key's possession was proven (Ristenpart and Yilek, EUROCRYPT 2007)."""
-    try:
-        publics = [seat.public for seat in ctx.committee.signers(signers)]
-    except EncodingError as error:
-        raise TransactionRefused(str(error), code="bad-field") from error
-    if not verify_bls_aggregate(publics, message, signature):
-        refuse("bad-signature", "a statement is not signed by the seats in its bitmap")
-
-
-def _require_block_votes(ctx: Context, header: BlockHeader, votes: QuorumCertificate) -> None:
-    message = QuorumCertificate.message(header.digest)
-    _require_signatures(ctx, votes.signers, message, votes.signature)
-
-
-def _require_attested(ctx: Context, finding: Attestation) -> None:
-    _require_signatures(ctx, finding.signers, finding.message(), finding.signature)
-
-
 def _require_header(commit: Commit) -> None:
     header = commit.header
-    _same(
+    same(
         ("node", header.node, commit.sender),
         ("task", header.statement.task_id, commit.task_id),
     )
@@ -232,7 +189,7 @@ def _punish_seats(
     punished: list[Seat] = []
     for seat in seats:
         # An account with several seats is one offender: it loses half, as several accounts would.
-        paid = _punish(ctx, what, where, seat.account, tx.sender)
+        paid = punish(ctx, what, where, seat.account, tx.sender)
         if paid is not None:
             payments += paid
             punished.append(seat)
@@ -241,21 +198,10 @@ def _punish_seats(
     return {"node": punished[0].account, "content": tx.pair(), "payments": payments}
 
 
-def _punish(
-    ctx: Context, what: str, where: Mapping[str, Any], offender: str, reporter: str
-) -> tuple[Payment, ...] | None:
-    """Slash an offender, once for each place; ``None`` when it was."""
-    place = tagged_hash(f"daifi/offence/{what}/1", {**where, "offender": offender})
-    if ctx.layer.find(OffenceRecord, offence_key(place)) is not None:
-        return None
-    record = OffenceRecord(place=place, offender=offender, reporter=reporter, at_ms=ctx.now_ms)
-    ctx.layer.put(record)
-    return slash(ctx, offender, Fault.EQUIVOCATION, reporter)
-
-
 RULES: Final[Mapping[type[Transaction], Rule]] = {
     BlockEquivocation: block_equivocation,
     AttestationEquivocation: attestation_equivocation,
     ProofEquivocation: proof_equivocation,
     ProposalEquivocation: proposal_equivocation,
+    **vote_evidence.RULES,
 }

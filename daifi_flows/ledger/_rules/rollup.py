@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from daifi_flows.cnft import PPM, Decision, token_id_of
+from daifi_flows.cnft import PPM, Basis, Decision, token_id_of
 from daifi_flows.encoding import cid_sha256, keccak256
 from daifi_flows.errors import EncodingError, TransactionRefused
 from daifi_flows.ledger._economics import Fault, split_price, split_slash
@@ -274,6 +274,7 @@ def prove_rejected(ctx: Context, tx: ProveRejected) -> Facts:
         ("node", attestation.node, leaf.node),
         ("output", cid_sha256(attestation.output_cid)[1], leaf.output),
         ("decision", attestation.decision, Decision.REJECTED),
+        ("basis", attestation.basis, Basis.REVIEWED),
     ):
         if claimed != wanted:
             refuse("bad-field", f"the attestation is about another {name} than the leaf")

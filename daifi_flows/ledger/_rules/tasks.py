@@ -298,8 +298,7 @@ def forget(ctx: Context, tx: Forget) -> Facts:
             refuse("bad-state", f"the output of task {task_id.hex()} is disputed")
         until_ms = max(
             task.spec.deadline_ms + params.tasks.settle_grace_ms,
-            task.spec.deadline_ms + params.disputes.evidence_ms,
-            task.challenge_until_ms,
+            max(task.spec.deadline_ms, task.challenge_until_ms) + params.disputes.evidence_ms,
         )
         if ctx.now_ms <= until_ms:
             refuse("bad-state", f"task {task_id.hex()} is kept until {until_ms} ms")

@@ -1,10 +1,18 @@
-"""Evidence of equivocation: two statements of one key where the protocol allows one."""
+"""Evidence: two statements of one key where the protocol allows one, and votes that were copied
+or false."""
 
 from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from daifi_flows.cnft import Attestation, BlockHeader, QuorumCertificate
+from daifi_flows.cnft import (
+    Attestation,
+    BlockHeader,
+    QuorumCertificate,
+    Subject,
+    VoteCommit,
+    VoteReveal,
+)
 from daifi_flows.encoding import keccak256
 from daifi_flows.ledger._auction import Proposal
 from daifi_flows.ledger._tx._base import Transaction
@@ -14,8 +22,11 @@ __all__ = [
     "KINDS",
     "AttestationEquivocation",
     "BlockEquivocation",
+    "FalseAccusation",
     "ProofEquivocation",
     "ProposalEquivocation",
+    "VoteCopy",
+    "VoteEquivocation",
 ]
 
 
@@ -103,6 +114,65 @@ class ProposalEquivocation(_Evidence):
         return _pair(self.first.header.digest, self.second.header.digest, proposer)
 
 
+class VoteEquivocation(_Evidence):
+    """Two different votes that one seat bound itself to in one wave of a review.
+
+    Attributes:
+        subject: what the review was about; both votes name its digest.
+    """
+
+    kind: ClassVar[str] = "vote-equivocation"
+    subject: Subject
+    first: VoteCommit
+    second: VoteCommit
+
+    def pair(self) -> bytes:
+        where = self.subject.digest + _numbers(self.first.seat, self.first.wave)
+        return _pair(self.first.commitment, self.second.commitment, where)
+
+
+class VoteCopy(_Evidence):
+    """A seat that bound itself to another seat's vote, shown by that vote.
+
+    Attributes:
+        copied: what the accused signed.
+        opening: of the commitment in it; its vote names another seat.
+    """
+
+    kind: ClassVar[str] = "vote-copy"
+    subject: Subject
+    copied: VoteCommit
+    opening: VoteReveal
+
+    def pair(self) -> bytes:
+        where = self.subject.digest + _numbers(self.copied.seat, self.copied.wave)
+        return keccak256(b"copy" + where + self.copied.commitment)
+
+
+class FalseAccusation(_Evidence):
+    """A seat's vote to reject a part of an output that a quorum accepted, and that stood.
+
+    Attributes:
+        accusation: what the accused signed.
+        opening: its vote.
+        attestation: what the quorum signed about the same review.
+    """
+
+    kind: ClassVar[str] = "false-accusation"
+    subject: Subject
+    accusation: VoteCommit
+    opening: VoteReveal
+    attestation: Attestation
+
+    def pair(self) -> bytes:
+        where = self.subject.digest + _numbers(self.accusation.seat, self.accusation.wave)
+        return keccak256(b"accusation" + where + self.accusation.commitment)
+
+
+def _numbers(*values: int) -> bytes:
+    return b"".join(value.to_bytes(8, "big") for value in values)
+
+
 def _pair(one: bytes, other: bytes, accused: bytes) -> bytes:
     return keccak256(min(one, other) + max(one, other) + accused)
 
@@ -112,4 +182,7 @@ KINDS: Final[tuple[type[Transaction], ...]] = (
     AttestationEquivocation,
     ProofEquivocation,
     ProposalEquivocation,
+    VoteEquivocation,
+    VoteCopy,
+    FalseAccusation,
 )
