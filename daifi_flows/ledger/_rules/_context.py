@@ -98,6 +98,11 @@ class Context:
                 )
         return found.committee
 
+    def sat_at(self, epoch: int, time_ms: int) -> bool:
+        """Whether the committee of an epoch was in office at a time."""
+        found = self._seated_in(epoch)
+        return found.since_ms <= time_ms and (not found.left_ms or time_ms <= found.left_ms)
+
     def _seated_in(self, epoch: int) -> CommitteeRecord:
         found = self.layer.seated_in(epoch)
         if found is None:

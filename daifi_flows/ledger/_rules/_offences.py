@@ -37,8 +37,7 @@ def same(*claims: tuple[str, Any, Any]) -> None:
 
 def require_committee(ctx: Context, epoch: int) -> Committee:
     """The committee whose seats made a statement."""
-    same(("epoch", epoch, ctx.committee.epoch))
-    return ctx.committee
+    return ctx.committee_of(epoch)
 
 
 def require_fresh(ctx: Context, time_ms: int) -> None:

@@ -29,16 +29,19 @@ def check_attestation(
 ) -> None:
     """Check an attestation against the committed proof.
 
+    It may be of the committee that was in office when the proof was committed, or of a later one;
+    in its time of grace, of one that left (:meth:`Context.attesting`). That a review is waived
+    only the former can say: each committee draws once, and nobody waits for another's draw.
+
     Raises:
         TransactionRefused: ``bad-field`` for another ledger, epoch, attempt, node, output, proof
             or decision, or a review waived that was not to be waived; ``bad-signature`` for fewer
             than a quorum or a wrong BLS aggregate.
     """
     assert task.proof is not None, "a committed task has a proof"
-    committee = ctx.committee
+    committee = ctx.attesting(attestation.epoch, task.answered_ms)
     for name, claimed, wanted in (
         ("ledger", attestation.ledger_id, ctx.ledger_id),
-        ("epoch", attestation.epoch, committee.epoch),
         ("attempt", attestation.attempt, task.attempt),
         ("node", attestation.node, task.node),
         ("output", attestation.output_cid, task.proof.statement.output_cid),
@@ -53,7 +56,7 @@ def check_attestation(
             "each commit once where the proof is",
         )
     if attestation.basis is Basis.WAIVED:
-        _check_waived(task, attestation)
+        _check_waived(ctx, task, attestation)
     elif (
         decision is Decision.ACCEPTED
         and attestation.confidence_ppm < task.spec.review.min_confidence_ppm
@@ -66,8 +69,10 @@ def check_attestation(
     require_quorum(committee, attestation.signers, attestation.message(), attestation.signature)
 
 
-def _check_waived(task: TaskRecord, attestation: Attestation) -> None:
+def _check_waived(ctx: Context, task: TaskRecord, attestation: Attestation) -> None:
     """Whether the review lottery applied. That it did not draw this execution, a quorum says."""
+    if not ctx.sat_at(attestation.epoch, task.answered_ms):
+        refuse("bad-field", "a committee that was not in office at the commit must review it")
     if attestation.decision is not Decision.ACCEPTED or attestation.confidence_ppm:
         refuse("bad-field", "nobody reviewed this: it can only be accepted, with confidence 0")
     if task.review_ppm >= PPM:
@@ -111,10 +116,11 @@ def settle(ctx: Context, tx: Settle) -> Facts:
     disengage(ctx, task)
     payments = lock(ctx, node, split.node_wei, "node")
     if waived:
-        for seat in ctx.committee.signers(attestation.signers):
+        for seat in ctx.committee_of(attestation.epoch).signers(attestation.signers):
             payments += ctx.credit(seat.account, split.seat_wei, "committee")
     else:
-        payments += record_service(ctx, ctx.committee, attestation.signers, split.seat_wei)
+        committee = ctx.committee_of(attestation.epoch)
+        payments += record_service(ctx, committee, attestation.signers, split.seat_wei)
     for owner in owners:
         payments += ctx.credit(owner, split.owner_wei, "royalty")
     payments += ctx.to_treasury(split.treasury_wei, "treasury")
@@ -173,7 +179,7 @@ def reject(ctx: Context, tx: Reject) -> Facts:
     require_state(task, TaskState.COMMITTED)
     check_attestation(ctx, task, tx.attestation, Decision.REJECTED)
     node = tx.attestation.node
-    record_service(ctx, ctx.committee, tx.attestation.signers)
+    record_service(ctx, ctx.committee_of(tx.attestation.epoch), tx.attestation.signers)
     record_rejection(ctx, node)
     payments = slash(ctx, node, Fault.REJECTED, tx.sender)
     reopen(ctx, task, (*task.barred, node))

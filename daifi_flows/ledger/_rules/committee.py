@@ -38,8 +38,11 @@ from daifi_flows.ledger._committees import (
     RollRecord,
     candidate_key,
 )
+from daifi_flows.ledger._economics import reputation_ppm
+from daifi_flows.ledger._records import AccountRecord
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
 from daifi_flows.ledger._rules._quorum import require_quorum
+from daifi_flows.ledger._standing import SeatStanding
 from daifi_flows.ledger._tx import Transaction
 from daifi_flows.ledger._tx.committee import (
     CloseRoll,
@@ -202,12 +205,19 @@ def _entrant(ctx: Context, address: str) -> Entrant | None:
         return None
     if stake_wei < ctx.params.committee.min_pledge_wei:  # slashed since
         return None
-    standing = account.standing.at(ctx.now_ms, ctx.params.staking.half_life_ms)
-    weight = weigh(stake_wei, standing.reputation_ppm)
+    weight = weigh(stake_wei, _reputation_ppm(ctx, account))
     if weight == 0:
         return None
     candidate = Candidate(account=address, operator=info.operator, weight=weight)
     return Entrant(candidate=candidate, public=info.bls_public)
+
+
+def _reputation_ppm(ctx: Context, account: AccountRecord) -> int:
+    """Mean of one Beta posterior of all that it did, as a node and in earlier seats."""
+    half_life_ms = ctx.params.staking.half_life_ms
+    node = account.standing.at(ctx.now_ms, half_life_ms)
+    seat = (account.seat or SeatStanding()).at(ctx.now_ms, half_life_ms)
+    return reputation_ppm(node.accepted_e6 + seat.served_e6, node.rejected_e6 + seat.missed_e6)
 
 
 def draw_seats(ctx: Context, tx: DrawSeats) -> Facts:

@@ -86,12 +86,8 @@ def dispute(ctx: Context, tx: Dispute) -> Facts:
 def resolve_dispute(ctx: Context, tx: ResolveDispute) -> Facts:
     """Do what the committee found. A finding that comes late counts until the dispute expires."""
     task, record = _require_dispute(ctx, tx)
-    attestation, committee = tx.attestation, ctx.committee
-    if attestation.epoch != committee.epoch:
-        refuse(
-            "bad-field",
-            f"the finding is of epoch {attestation.epoch}; the committee's is {committee.epoch}",
-        )
+    attestation = tx.attestation
+    committee = ctx.attesting(attestation.epoch)
     assert task.node is not None and task.proof is not None and task.proof_cid is not None
     statement = DisputeStatement(
         ledger_id=ctx.ledger_id,

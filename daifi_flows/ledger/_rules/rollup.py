@@ -46,12 +46,7 @@ def submit_batch(ctx: Context, tx: SubmitBatch) -> Facts:
     The committee's and the treasury's shares are of the total, rounded down; they are not given
     back when a leaf is proven wrong.
     """
-    params, epoch = ctx.params, ctx.committee.epoch
-    if tx.attestation.epoch != epoch:
-        refuse(
-            "bad-field",
-            f"the attestation is of epoch {tx.attestation.epoch}; the committee's is {epoch}",
-        )
+    params, committee = ctx.params, ctx.attesting(tx.attestation.epoch)
     if tx.submit_by_ms <= ctx.now_ms:
         refuse(
             "expired",
@@ -73,7 +68,7 @@ def submit_batch(ctx: Context, tx: SubmitBatch) -> Facts:
         refuse("bad-field", f"the bond is {tx.bond_wei} wei; this batch needs {least_wei}")
     # Before the leaves: a submission that nobody attested or can pay for costs no hashing.
     seats = require_quorum(
-        ctx.committee,
+        committee,
         tx.attestation.signers,
         tx.statement(ctx.ledger_id).message(),
         tx.attestation.signature,
@@ -267,9 +262,9 @@ def prove_rejected(ctx: Context, tx: ProveRejected) -> Facts:
     """A leaf is wrong whose very answer the committee rejected."""
     batch = _require_challengeable(ctx, tx.batch)
     leaf, attestation = _require_leaf(batch, tx.proof), tx.attestation
+    committee = ctx.attesting(attestation.epoch)
     for name, claimed, wanted in (
         ("ledger", attestation.ledger_id, ctx.ledger_id),
-        ("epoch", attestation.epoch, ctx.committee.epoch),
         ("task", attestation.task_id, leaf.task_id),
         ("node", attestation.node, leaf.node),
         ("output", cid_sha256(attestation.output_cid)[1], leaf.output),
@@ -278,7 +273,7 @@ def prove_rejected(ctx: Context, tx: ProveRejected) -> Facts:
     ):
         if claimed != wanted:
             refuse("bad-field", f"the attestation is about another {name} than the leaf")
-    require_quorum(ctx.committee, attestation.signers, attestation.message(), attestation.signature)
+    require_quorum(committee, attestation.signers, attestation.message(), attestation.signature)
     facts = _revert(ctx, batch, leaf, tx.sender)
     return {**facts, "node": leaf.node, "attestation": keccak256(attestation.canonical())}
 
