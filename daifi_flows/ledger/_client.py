@@ -17,7 +17,10 @@ from daifi_flows.cnft import (
     ProofHeader,
     QuorumCertificate,
     Receipt,
+    Subject,
     TaskSpec,
+    VoteCommit,
+    VoteReveal,
 )
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import (
@@ -40,6 +43,7 @@ from daifi_flows.ledger._records import (
 )
 from daifi_flows.ledger._turns import turn_of
 from daifi_flows.ledger._tx import NO_REQUEST, Transaction
+from daifi_flows.ledger._tx.evidence import FalseAccusation, VoteCopy, VoteEquivocation
 from daifi_flows.ledger._tx.lease import action_of
 from daifi_flows.ledger._tx.money import Transfer
 from daifi_flows.ledger._tx.nodes import Register, Stake
@@ -269,6 +273,37 @@ class LedgerClient:
         fee_wei = token.fee_to_reuse_wei(terms.reuse_ppm, held.owner)
         fields = {"of": token_id, "spec": spec, "fee_wei": fee_wei}
         return await self.submit(FlashAttest, buyer, fields)
+
+    async def report_double_vote(
+        self, subject: Subject, first: VoteCommit, second: VoteCommit, reporter: Account
+    ) -> Receipt:
+        """Slash a seat that bound itself to two votes in one wave of a review."""
+        fields = {"subject": subject, "first": first, "second": second}
+        return await self.submit(VoteEquivocation, reporter, fields)
+
+    async def report_copied_vote(
+        self, subject: Subject, copied: VoteCommit, opening: VoteReveal, reporter: Account
+    ) -> Receipt:
+        """Slash a seat that bound itself to another seat's vote."""
+        fields = {"subject": subject, "copied": copied, "opening": opening}
+        return await self.submit(VoteCopy, reporter, fields)
+
+    async def report_false_accusation(
+        self,
+        subject: Subject,
+        accusation: VoteCommit,
+        opening: VoteReveal,
+        attestation: Attestation,
+        reporter: Account,
+    ) -> Receipt:
+        """Slash a seat that voted to reject what stood."""
+        fields = {
+            "subject": subject,
+            "accusation": accusation,
+            "opening": opening,
+            "attestation": attestation,
+        }
+        return await self.submit(FalseAccusation, reporter, fields)
 
     async def submit_sealed(
         self, kind: type[Transaction], account: Account, fields: Mapping[str, Any]

@@ -12,7 +12,10 @@ from daifi_flows.cnft import (
     ProofHeader,
     QuorumCertificate,
     Receipt,
+    Subject,
     TaskSpec,
+    VoteCommit,
+    VoteReveal,
 )
 from daifi_flows.history import HistoryProof
 from daifi_flows.keys import Account
@@ -51,7 +54,8 @@ class Settlement(Protocol):
         ...
 
     async def account(self, address: str) -> AccountRecord:
-        """An account; zeros for an address never seen."""
+        """An account, with its reputation as a node and as a seat; zeros for an address never
+        seen."""
         ...
 
     async def task(self, task_id: bytes) -> TaskRecord | None:
@@ -164,4 +168,29 @@ class Settlement(Protocol):
         ``token_id`` the reference that was minted, its ``attestation`` the first one's digest.
         All of ``spec`` must be as the token's, but buyer, nonce, deadline and highest price.
         """
+        ...
+
+    async def report_double_vote(
+        self, subject: Subject, first: VoteCommit, second: VoteCommit, reporter: Account
+    ) -> Receipt:
+        """Slash a seat that bound itself to two votes in one wave of a review; the receipt's
+        ``node`` is its account."""
+        ...
+
+    async def report_copied_vote(
+        self, subject: Subject, copied: VoteCommit, opening: VoteReveal, reporter: Account
+    ) -> Receipt:
+        """Slash a seat that bound itself to another seat's vote, which ``opening`` shows."""
+        ...
+
+    async def report_false_accusation(
+        self,
+        subject: Subject,
+        accusation: VoteCommit,
+        opening: VoteReveal,
+        attestation: Attestation,
+        reporter: Account,
+    ) -> Receipt:
+        """Slash a seat that voted to reject what ``attestation`` accepts, once nobody can dispute
+        it any more."""
         ...

@@ -22,12 +22,24 @@ from ledger_kit import (
     PROOF_CID,
     STRANGER,
     attest,
+    bound,
     info_of,
     make_header,
     make_spec,
+    make_vote,
+    opened,
+    subject_of,
 )
 
-from daifi_flows.cnft import PPM, Attestation, Decision, Receipt, TaskSpec, token_id_of
+from daifi_flows.cnft import (
+    PPM,
+    Attestation,
+    Decision,
+    Receipt,
+    TaskSpec,
+    VoteChoice,
+    token_id_of,
+)
 from daifi_flows.encoding import cid_of, keccak256
 from daifi_flows.errors import InsufficientFunds, TransactionRefused
 from daifi_flows.keys import Account
@@ -309,6 +321,31 @@ async def test_an_answer_is_used_again_without_computing(backend: Backend) -> No
     assert reference.owner == OTHER.address
     warmer = again.model_copy(update={"input_cid": cid_of(b"another input"), "nonce": META})
     assert await refused(ledger.flash_attest(token, warmer, OTHER)) == "bad-field"
+
+
+async def test_false_votes_are_shown_once(backend: Backend) -> None:
+    """Each call can be repeated by who made it; the offence cannot be shown again."""
+    ledger = backend.settlement
+    await backend.nodes_join()
+    spec, _ = await backend.settled()
+    subject = subject_of(spec, ledger_id=ledger.ledger_id)
+    accept, reject = (make_vote(subject, 3, choice) for choice in VoteChoice if choice != "abstain")
+    other = make_vote(subject, 5)
+    double = subject, bound(accept), bound(reject)
+    copied = subject, bound(other, 4), opened(other)
+    false = subject, bound(reject), opened(reject), backend.attest(spec)
+    assert await refused(ledger.report_false_accusation(*false, OTHER)) == "bad-state"
+    for report, shown, seat in (
+        (ledger.report_double_vote, double, 3),
+        (ledger.report_copied_vote, copied, 4),
+    ):
+        receipt = await report(*shown, NODE)
+        assert receipt.leaf.task_id == spec.task_id
+        assert receipt.leaf.node == COMMITTEE.seats[seat].account
+        for again in (NODE, OTHER):  # who shows it later learns who was first
+            assert (await report(*shown, again)).leaf == receipt.leaf
+    third = bound(make_vote(subject, 3, VoteChoice.ABSTAIN))
+    assert await refused(ledger.report_double_vote(*double[:2], third, OTHER)) == "duplicate"
 
 
 async def test_any_receipt_is_provable_against_a_later_head(backend: Backend) -> None:
