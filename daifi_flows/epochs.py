@@ -17,7 +17,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from daifi_flows._noun import Bytes32, Noun
+from daifi_flows._noun import Bytes32, Bytes48, Noun, Uint
 from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate
 from daifi_flows.encoding import canonical_json, parse_json
 from daifi_flows.errors import EncodingError
@@ -29,6 +29,7 @@ __all__ = [
     "CommitteeChain",
     "Committees",
     "Handover",
+    "Succession",
     "committee_fault",
     "handover_message",
 ]
@@ -95,6 +96,21 @@ class Handover(Noun):
         publics = [seat.public for seat in seats]
         if not verify_bls_aggregate(publics, self.message(), self.certificate.signature):
             raise EncodingError(f"the signature of {where} does not verify")
+
+
+class Succession(Noun):
+    """What a final state of the ledger says of who comes next: whom seats may hand shares on to.
+
+    Attributes:
+        in_office: epoch of the committee that certifies the next block.
+        draw: digest of the sortition of the epoch after it; zeros until it is drawn.
+        elected: BLS keys of the seats that were drawn, in their order.
+    """
+
+    ledger_id: Bytes32
+    in_office: Uint
+    draw: Bytes32 = bytes(32)
+    elected: tuple[Bytes48, ...] = ()
 
 
 class CommitteeChain(Noun):

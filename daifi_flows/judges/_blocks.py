@@ -18,6 +18,7 @@ from daifi_flows.cnft import (
     proposal_digest,
     skip_message,
 )
+from daifi_flows.epochs import Succession
 from daifi_flows.errors import CommitteeError, DaifiError
 from daifi_flows.judges._byzantine import Traitor
 from daifi_flows.judges._journal import Journal
@@ -61,6 +62,10 @@ class BlockValidator(Protocol):
 
     def catch_up(self, blocks: Sequence[bytes]) -> Any:
         """Apply certified blocks, each with its certificate."""
+        ...
+
+    def succession(self) -> Succession:
+        """Who was drawn to take over from the committee, as of the last final block here."""
         ...
 
 
@@ -192,6 +197,15 @@ class BlockOffice:
         partials = tuple((index, self._keys[index].bls.sign(message)) for index in able)
         refused = None if partials else "these seats stay with the block they signed"
         return CertifyReply(partials, refused=refused)
+
+    def succession(self) -> Succession:
+        """See :meth:`BlockValidator.succession`.
+
+        Raises:
+            DaifiError: no replica runs here, or it cannot be read.
+        """
+        with self._lock:
+            return self._get_validator().succession()
 
     def provide_blocks(self, blocks: Sequence[bytes]) -> int:
         """Bring the replica up to date with certified blocks.

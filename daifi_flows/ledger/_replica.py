@@ -8,6 +8,7 @@ from typing import Final
 
 from daifi_flows.cnft import BlockHeader, QuorumCertificate
 from daifi_flows.encoding import keccak256
+from daifi_flows.epochs import Succession
 from daifi_flows.errors import EncodingError, LedgerError, OutOfSync
 from daifi_flows.ledger._auction import Bid, best_bid, bid_fault
 from daifi_flows.ledger._blocks import (
@@ -24,6 +25,7 @@ from daifi_flows.ledger._params import Genesis
 from daifi_flows.ledger._seal import MAX_BIDS, Offer, check_turn, open_slot
 from daifi_flows.ledger._snapshot import load_newest
 from daifi_flows.ledger._state import MemoryBase, decode_entry
+from daifi_flows.ledger._succession import succession_in
 from daifi_flows.ledger._trie import Trie
 from daifi_flows.merkle import MountainRange
 
@@ -258,6 +260,10 @@ class Replica:
             self._adopt(signed)
 
     @property
+    def succession(self) -> Succession:
+        """Who was drawn to take over from the committee, as of the last final block here."""
+        return succession_in(self._base, self._machine.genesis)
+
     def fingerprint(self) -> bytes:
         """Hash over the final head and state root, to compare replicas, 32 bytes."""
         return keccak256(self._head.digest + self._trie.root)

@@ -10,15 +10,15 @@ from collections.abc import Iterable
 
 from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate
 from daifi_flows.encoding import keccak256
-from daifi_flows.epochs import Committees, Handover
+from daifi_flows.epochs import Committees, Handover, Succession
 from daifi_flows.errors import EncodingError, LedgerCorrupted
-from daifi_flows.ledger._committees import CommitteeRecord, committee_key
+from daifi_flows.ledger._committees import CommitteeRecord, RollRecord, committee_key
 from daifi_flows.ledger._params import Genesis
 from daifi_flows.ledger._seal import quorum_signed
 from daifi_flows.ledger._state import Base, decode_entry
 from daifi_flows.ledger._store_reads import StoreReads
 
-__all__ = ["certified_by", "handovers_in", "stored_handovers"]
+__all__ = ["certified_by", "handovers_in", "stored_handovers", "succession_in"]
 
 
 def handovers_in(state: Base, genesis: Genesis, after: int | None = None) -> tuple[Handover, ...]:
@@ -35,6 +35,20 @@ def handovers_in(state: Base, genesis: Genesis, after: int | None = None) -> tup
             raise LedgerCorrupted(f"the ledger's state has no committee of epoch {epoch}")
         found.append(record.handover(genesis.ledger_id))
     return tuple(found)
+
+
+def succession_in(state: Base, genesis: Genesis) -> Succession:
+    """Who was drawn to take over from the committee in office."""
+    epoch = state.committee().epoch
+    roll = state.find(RollRecord, RollRecord.prefix)
+    if roll is None or roll.epoch != epoch + 1 or not roll.drawn:
+        return Succession(ledger_id=genesis.ledger_id, in_office=epoch)
+    return Succession(
+        ledger_id=genesis.ledger_id,
+        in_office=epoch,
+        draw=roll.digest,
+        elected=tuple(entrant.public for entrant in roll.elected),
+    )
 
 
 def stored_handovers(store: StoreReads, genesis: Genesis, epoch: int) -> tuple[Handover, ...]:
