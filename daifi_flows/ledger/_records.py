@@ -152,9 +152,11 @@ class AccountRecord(Record):
         disputed: outputs of this node whose dispute is not decided.
         vouching_until_ms: what is unstaked stays in reach until then at least: unbonding was to
             last so long when the last task was assigned.
-        accepted: executions of this node that the committee reviewed and accepted, ever.
+        accepted: executions of this node that the committee accepted, ever.
         rejected: executions of this node that the committee rejected, ever.
-        standing: what was reviewed, fading with time: the ground of its reputation.
+        reviewed: executions that the committee reviewed one by one and accepted, since it last
+            rejected one.
+        standing: accepted and rejected, fading with time: the ground of its reputation.
         seat: what it has done on the committee; absent before anything was.
     """
 
@@ -171,6 +173,7 @@ class AccountRecord(Record):
     locked: tuple[Tranche, ...] = ()
     accepted: Uint = 0
     rejected: Uint = 0
+    reviewed: Uint = 0
     standing: Standing = Standing()
     seat: SeatStanding | None = None
     registered: NodeInfo | None = None

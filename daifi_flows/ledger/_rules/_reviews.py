@@ -18,7 +18,7 @@ def review_rate_ppm(ctx: Context, task: TaskRecord) -> int:
     Always, where the buyer asked for it, and where nothing could be challenged later. Else by
     :func:`daifi_flows.review_rate.review_ppm`: of the node's stake counts what a slash still
     reaches when the last dispute about the output is decided, less its other tasks' part; of its
-    past what was reviewed.
+    past what was reviewed since the last rejection, and has not faded.
     """
     params = ctx.params
     if task.spec.review.always or params.rewards.challenge_ms == 0:
@@ -31,7 +31,7 @@ def review_rate_ppm(ctx: Context, task: TaskRecord) -> int:
         reach_wei=account.reach_wei(task.vouched_until_ms),
         slash_ppm=params.slashing.rejected_ppm,
         reputation_ppm=standing.reputation_ppm,
-        reviewed=standing.accepted_e6 // EVIDENCE_ONE,
+        reviewed=min(account.reviewed, standing.accepted_e6 // EVIDENCE_ONE),
         terms=params.review,
         exposed_wei=account.engaged_wei - task.price_wei,
         challenged=account.disputed > 0,

@@ -25,6 +25,7 @@ __all__ = [
     "let_go_reward",
     "price_index_ppm",
     "record_rejection",
+    "record_review",
     "record_verified",
     "record_work",
 ]
@@ -182,6 +183,13 @@ def record_work(
     ctx.layer.put(known.model_copy(update={"used_mflop": used}))
 
 
+def record_review(ctx: Context, node: str) -> None:
+    """Count one execution that was reviewed by itself and accepted, on the way out of
+    probation."""
+    account = ctx.account(node)
+    ctx.layer.put(account.model_copy(update={"reviewed": account.reviewed + 1}))
+
+
 def record_verified(ctx: Context, node: str, *, flop: int, paid_wei: int) -> None:
     """Count an execution for reputation that was paid unseen, and reviewed after that."""
     params = ctx.params
@@ -191,16 +199,17 @@ def record_verified(ctx: Context, node: str, *, flop: int, paid_wei: int) -> Non
     ctx.layer.put(
         account.model_copy(update={"standing": standing, "accepted": account.accepted + 1})
     )
+    record_review(ctx, node)
 
 
 def record_rejection(ctx: Context, node: str) -> None:
-    """Count one rejected execution: for reputation, and so for this epoch's weight."""
+    """Count one rejected execution: for reputation, and so for this epoch's weight; its node is
+    on probation again."""
     account = ctx.account(node)
     half_life_ms = ctx.params.staking.half_life_ms
     standing = account.standing.at(ctx.now_ms, half_life_ms).with_rejected()
-    ctx.layer.put(
-        account.model_copy(update={"standing": standing, "rejected": account.rejected + 1})
-    )
+    update = {"standing": standing, "rejected": account.rejected + 1, "reviewed": 0}
+    ctx.layer.put(account.model_copy(update=update))
     epoch = epoch_of(ctx, ctx.now_ms)
     part = ctx.layer.find(NodeEpochRecord, node_epoch_key(node, epoch))
     if part is not None:

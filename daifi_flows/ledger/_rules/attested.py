@@ -17,7 +17,7 @@ from daifi_flows.ledger._rules._quorum import require_quorum
 from daifi_flows.ledger._rules._reviews import record_service
 from daifi_flows.ledger._rules._stakes import lock, slash
 from daifi_flows.ledger._rules._tasks import refund, reopen, require_state, require_task
-from daifi_flows.ledger._rules._work import record_rejection, record_work
+from daifi_flows.ledger._rules._work import record_rejection, record_review, record_work
 from daifi_flows.ledger._tx import Transaction
 from daifi_flows.ledger._tx.tasks import Reject, Settle, Unproven
 
@@ -133,6 +133,8 @@ def settle(ctx: Context, tx: Settle) -> Facts:
         wait_ms=task.answered_ms - task.assigned_ms,
         unseen_until_ms=challenge_until_ms if waived else None,
     )
+    if not waived:
+        record_review(ctx, node)
     attested = keccak256(attestation.canonical())
     token = mint(
         ctx,
