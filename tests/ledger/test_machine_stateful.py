@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from ledger_kit import (
     BUYER,
     DAI,
-    GENESIS,
+    FREE,
     NODE,
     OTHER,
     PROOF_CID,
@@ -32,19 +32,23 @@ from ledger_kit import (
     T0,
     attest,
     info_of,
+    make_genesis,
     make_header,
     make_spec,
 )
 
-from daifi_flows.cnft import Decision, Usage, token_id_of
+from daifi_flows.cnft import PPM, Basis, Decision, Usage, token_id_of
 from daifi_flows.errors import TransactionRefused
 from daifi_flows.keys import Account
-from daifi_flows.ledger import AccountRecord, TaskState
+from daifi_flows.ledger import AccountRecord, Params, TaskState
 from daifi_flows.ledger._epochs import EpochRecord, epoch_key
 from daifi_flows.ledger._machine import BlockEnv, Machine
 from daifi_flows.ledger._state import Layer, supply_of
 from daifi_flows.ledger._trie import Trie
+from daifi_flows.review_rate import ReviewTerms
 
+GENESIS = make_genesis(params=Params(fees=FREE, review=ReviewTerms(probation=1)))
+"""One review is enough here to be trusted: histories are short."""
 ACTORS = [BUYER, NODE, OTHER, STRANGER]
 NODES = [NODE, OTHER]
 actors = st.sampled_from(ACTORS)
@@ -55,7 +59,9 @@ prices = st.sampled_from([DAI - 1, DAI, 3 * DAI + 1, 5 * DAI, 5 * DAI + 1])
 SLASH, REPORTER, BURN, COMMITTEE, TREASURY, ROYALTY = 25, 10, 40, 10, 5, 5  # percent
 UNBONDING, CHALLENGE, HALF_LIFE = 7 * 24 * 60, 10, 30 * 24 * 3_600_000  # minutes, minutes, ms
 HOUR = 3_600_000
+BUSY = ("assigned", "committed")
 SUPPLY, LAMBDA, TAU = 1_400 * DAI, Fraction(173_286_795, 10**9 * 365 * 24 * HOUR), 900_000_000
+SAVING, MISS, AUDIT, FLOOR = 1, Fraction(3, 10), Fraction(1, 100), Fraction(2, 100)  # reviews
 FLOPS = [0, 10**6 - 1, 3 * 10**12, 10**17]  # of tasks 0 to 3
 
 
@@ -86,6 +92,7 @@ class Ledger(RuleBasedStateMachine):
         self.locked: dict[str, list[list[int]]] = {a.address: [] for a in ACTORS}
         self.epochs: dict[int, dict] = {}
         self.evidence: dict[str, list[tuple[int, bool]]] = {a.address: [] for a in ACTORS}
+        self.service: list[list[tuple[int, bool]]] = [[] for _ in SEAT_ACCOUNTS]
         self.offers: set[str] = set()
         self.treasury = self.burned = 0
         self.issued = SUPPLY
@@ -225,25 +232,76 @@ class Ledger(RuleBasedStateMachine):
             if first:
                 waited = self.now - task["assigned"]
                 task |= {"state": "committed", "waited": waited, "committers": ()}
+                self.check_rate(number, node)
             task["committers"] += (who,)
 
-    def finding(self, number: int, node: Account, decision: Decision, signers: int):
+    def faded(self, judged: list[tuple[int, bool]]) -> tuple[float, float]:
+        """What speaks for and against somebody."""
+        good, bad = (
+            sum(0.5 ** ((self.now - at) / HALF_LIFE) for at, fine in judged if fine is kind)
+            for kind in (True, False)
+        )
+        return good, bad
+
+    def check_rate(self, number: int, node: Account) -> None:
+        """Cheating once is found out often enough, whatever else the stake vouches for."""
+        judged, price = self.evidence[node.address], self.tasks[number]["price"]
+        rate = Fraction(self.state.task(self.spec(number).task_id).review_ppm, PPM)
+        good, bad = self.faded(judged)
+        rep = Fraction((good + 1) / (good + bad + 2))
+        if not judged or not judged[-1][1] or good < 1 or rep < Fraction(6, 10):
+            assert rate == 1 or abs(good - 1) < 1e-5 or abs(rep - Fraction(6, 10)) < 1e-5
+            return
+        engaged = [
+            task["price"]
+            for task in self.tasks.values()
+            if task["state"] in BUSY and task["node"] is node
+        ]
+        reach_until = self.tasks[number]["assigned"] + UNBONDING * 60_000
+        reach = self.stake_of[node.address] + sum(
+            amount for due, amount in self.unbonding[node.address] if due > reach_until
+        )
+        slash = Fraction(reach * SLASH * price, 100 * sum(engaged))
+        least = SAVING * price / ((1 - MISS) * (price + slash))
+        wanted = ((4 - 2 * rep) * least - AUDIT) / (1 - AUDIT)
+        expected = min(max(wanted, FLOOR), 1) if reach else Fraction(1)
+        assert abs(rate - expected) < Fraction(20, PPM)
+
+    def finding(
+        self,
+        number: int,
+        node: Account,
+        decision: Decision,
+        signers: int,
+        basis: Basis = Basis.REVIEWED,
+    ):
         attempt = self.tasks.get(number, {"attempt": 0})["attempt"]
         return attest(
             self.spec(number),
             decision,
+            ledger_id=GENESIS.ledger_id,
+            basis=basis,
+            confidence_ppm=0 if basis is Basis.WAIVED else 995_000,
             attempt=attempt,
             node=node.address,
             signers=range(signers),
         )
 
     @precondition(lambda self: self.tasks)
-    @rule(number=numbers, node=nodes, who=actors, signers=st.sampled_from([13, 14, 21]))
-    def settle(self, number: int, node: Account, who: Account, signers: int) -> None:
+    @rule(
+        number=numbers,
+        node=nodes,
+        who=actors,
+        signers=st.sampled_from([13, 14, 21]),
+        basis=st.sampled_from(Basis),
+    )
+    def settle(self, number: int, node: Account, who: Account, signers: int, basis: Basis) -> None:
         task = self.task_in(number, "committed")
         quorum = signers >= 14
         allowed = task is not None and task["node"] is node and quorum and who in (BUYER, node)
-        finding = self.finding(number, node, Decision.ACCEPTED, signers)
+        if allowed and basis is Basis.WAIVED:
+            allowed = self.state.task(self.spec(number).task_id).review_ppm < PPM
+        finding = self.finding(number, node, Decision.ACCEPTED, signers, basis)
         if self.send(allowed, t.Settle, who, attestation=finding, metadata=bytes(32)):
             assert task is not None
             price, rest = task["price"], task["price"]
@@ -256,7 +314,9 @@ class Ledger(RuleBasedStateMachine):
                 rest -= price * ROYALTY // 100
             self.treasury += price * TREASURY // 100
             self.wait(self.locked[node.address], CHALLENGE, rest - price * TREASURY // 100)
-            self.evidence[node.address].append((self.now, True))
+            if basis is Basis.REVIEWED:
+                self.evidence[node.address].append((self.now, True))
+                self.serve(signers)
             epoch = self.epochs.setdefault((self.now - T0) // HOUR, {"open": True, "parts": {}})
             part = epoch["parts"].setdefault(node.address, {"mflop": 0, "waits": []})
             part["mflop"] += FLOPS[number] // 10**6
@@ -266,6 +326,11 @@ class Ledger(RuleBasedStateMachine):
             task["state"] = "settled"
             assert number not in self.settled, "settled twice"
             self.settled.append(number)
+
+    def serve(self, signers: int) -> None:
+        """A reviewed finding: those that signed it, and those that did not."""
+        for seat, service in enumerate(self.service):
+            service.append((self.now, seat < signers))
 
     @initialize(amount=st.sampled_from([0, 60 * DAI]))
     def begin(self, amount: int) -> None:
@@ -282,15 +347,15 @@ class Ledger(RuleBasedStateMachine):
             self.withdraw(who, node)
             self.claim_reward(who, node, 0)
 
-    @rule(number=numbers, node=nodes)
-    def work(self, number: int, node: Account) -> None:
+    @rule(number=numbers, node=nodes, basis=st.sampled_from(Basis))
+    def work(self, number: int, node: Account, basis: Basis) -> None:
         """A task from beginning to end: random steps alone seldom get that far."""
         self.register(node)
         self.stake(node, DAI)
         self.open(number, BUYER)
         self.assign(number, node, 3 * DAI + 1, BUYER)
         self.commit(number, node, node)
-        self.settle(number, node, BUYER, 14)
+        self.settle(number, node, BUYER, 14, basis)
 
     def weigh(self, node: Account) -> None:
         """The paper's weight of a node in this epoch, if it has done anything in it."""
@@ -346,6 +411,7 @@ class Ledger(RuleBasedStateMachine):
                 loss += part[1] * SLASH // 100
                 part[1] -= part[1] * SLASH // 100
             self.evidence[node.address].append((self.now, False))
+            self.serve(14)
             self.weigh(node)
             reward = loss * REPORTER // 100 if who is not node else 0
             self.balance[who.address] += reward
@@ -403,15 +469,19 @@ class Ledger(RuleBasedStateMachine):
                 (account.locked, self.locked[address]),
             ):
                 assert [[part.due_ms, part.amount_wei] for part in found] == sorted(expected)
-            good, bad = (
-                sum(0.5 ** ((self.now - at) / HALF_LIFE) for at, fine in judged if fine is kind)
-                for judged, kind in (
-                    (self.evidence[address], True),
-                    (self.evidence[address], False),
-                )
-            )
+            good, bad = self.faded(self.evidence[address])
             standing = account.standing.at(self.now, HALF_LIFE)
             assert abs(standing.reputation_ppm / 1e6 - (good + 1) / (good + bad + 2)) < 1e-4
+            busy = (task for task in self.tasks.values() if task["state"] in BUSY)
+            engaged = sum(task["price"] for task in busy if task["node"].address == address)
+            assert account.engaged_wei == engaged
+        for account, service in zip(SEAT_ACCOUNTS, self.service, strict=True):
+            found = self.state.account(account.address).seat
+            assert (found is None) == (not service)
+            if found is not None:
+                good, bad = self.faded(service)
+                reputation = found.at(self.now, HALF_LIFE).reputation_ppm / 1e6
+                assert abs(reputation - (good + 1) / (good + bad / 10 + 2)) < 1e-4
         locked = 0
         for number, task in self.tasks.items():
             record = self.state.task(self.spec(number).task_id)
