@@ -39,8 +39,7 @@ class Insider:
         share: the dealer's share of the previous sharing, where that is handed on.
 
     Raises:
-        KeyMaterialError: the key is no party's, the seed is too short, or the share is not the
-            dealer's in the previous sharing.
+        KeyMaterialError: the key is no party's, or the seed is too short.
     """
 
     session: Session
@@ -53,11 +52,6 @@ class Insider:
             raise KeyMaterialError("a party's seed has at least 32 bytes of randomness")
         if self.holder is None and self.dealer is None:
             raise KeyMaterialError("this key is no party's of the key generation")
-        before, dealer = self.session.previous, self.dealer
-        if before is not None and dealer is not None:
-            mine = self.share.public if self.share is not None else None
-            if mine != before.shares[dealer]:
-                raise KeyMaterialError(f"dealer {dealer} has not the share it is to hand on")
 
     @cached_property
     def holder(self) -> int | None:
@@ -89,14 +83,20 @@ class Insider:
         return self._secret("box", dealer)
 
     def deal(self, roster: tuple[Hello, ...]) -> DealtShares:
-        """Round two. Another roster gives another, independent polynomial."""
+        """Round two. Another roster gives another, independent polynomial.
+
+        Raises:
+            KeyMaterialError: the dealer has not the share that it is to hand on.
+        """
         assert self.dealer is not None, "only a dealer deals"
         name = roster_digest(roster)
         polynomial = [
             hash_to_scalar(self._secret("coefficient", name, power))
             for power in range(self.session.threshold)
         ]
-        if self.share is not None and self.session.previous is not None:
+        if (before := self.session.previous) is not None:
+            if self.share is None or self.share.public != before.shares[self.dealer]:
+                raise KeyMaterialError(f"dealer {self.dealer} has not the share it is to hand on")
             polynomial[0] = int.from_bytes(self.share.secret, "big")
         boxes = [b""] * len(self.session.holders)
         for hello in roster:

@@ -116,6 +116,8 @@ def _write_secret(path: Path, secret: bytes) -> Path:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "w") as file:
         file.write(secret.hex() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     return temporary
 
 

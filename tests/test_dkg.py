@@ -505,9 +505,10 @@ def test_who_hands_on_something_else_is_left_out() -> None:
 def test_a_dealer_without_its_share_hands_nothing_on() -> None:
     old, secrets = dealt_outcome(4, 3)
     made = resharing(old, 3, KEYS[:4], OTHERS[:4], 3)
+    roster = enrol(made, [Insider(made, OTHERS[i], seed(50 + i)).hello() for i in range(4)])
     for wrong in (None, secrets[1]):
         with pytest.raises(KeyMaterialError, match="has not the share"):
-            Insider(made, KEYS[0], seed(0), wrong)
+            Insider(made, KEYS[0], seed(0), wrong).deal(roster)
 
 
 def test_who_deals_and_holds_does_both() -> None:

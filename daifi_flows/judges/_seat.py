@@ -21,7 +21,7 @@ from daifi_flows.encoding import tagged_hash
 from daifi_flows.keys import Account, BlsKey, load_secret, save_secret
 from daifi_flows.threshold import deal
 
-__all__ = ["SeatKeys", "make_committee"]
+__all__ = ["SeatKeys", "bare_committee", "make_committee"]
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,18 @@ class SeatKeys:
         Raises:
             KeyMaterialError: a key file is there but cannot be used.
         """
-        share = folder / f"seat-{index:02d}.share"
+        share = cls.share_path(folder, index)
         return cls(
             index=index,
             bls=BlsKey.load(folder / f"seat-{index:02d}.bls"),
             account=Account.load(folder / f"seat-{index:02d}.account"),
             share=BlsKey(load_secret(share)) if share.exists() else None,
         )
+
+    @staticmethod
+    def share_path(folder: Path, index: int) -> Path:
+        """File of a seat's share of the group key (mode 0600)."""
+        return folder / f"seat-{index:02d}.share"
 
     def seat(self) -> Seat:
         """The public face of this seat."""
@@ -94,25 +99,40 @@ class SeatKeys:
         return VoteReveal(vote=vote, salt=salt)
 
 
-def make_committee(folder: Path, n: int = 21, epoch: int = 0) -> Committee:
-    """The committee whose secrets lie in ``folder``; missing keys are created.
+def bare_committee(folder: Path, n: int = 21, epoch: int = 0) -> Committee:
+    """The seats whose keys lie in ``folder``, missing ones created, before they have a group key.
 
-    This is for one operator who runs every seat, and so is the trusted dealer of the group key
-    (its seed is ``dealer``, mode 0600). Seats of different operators each keep their own folder
-    and publish :meth:`SeatKeys.seat`.
+    Their hosts make one together (:func:`daifi_flows.judges.make_group_key`); or, where their
+    committee is to follow another, that one hands its shares on to them.
 
     Raises:
         KeyMaterialError: a key file is there but cannot be used.
     """
     keys = [SeatKeys.load(folder, index) for index in range(n)]
-    committee = Committee(epoch=epoch, seats=tuple(each.seat() for each in keys))
+    seats = tuple(each.seat().model_copy(update={"share": None}) for each in keys)
+    return Committee(epoch=epoch, seats=seats)
+
+
+def make_committee(folder: Path, n: int = 21, epoch: int = 0) -> Committee:
+    """The committee whose secrets lie in ``folder``; missing keys are created.
+
+    **Trusted dealer.** This is for one operator who runs every seat, as ``Fabric.local()`` does:
+    who calls it deals the group key, and whoever reads the dealer's seed (``dealer``, mode 0600)
+    knows every beacon in advance. Seats that do not trust one machine with that make the key
+    themselves, beginning with :func:`bare_committee`.
+
+    Raises:
+        KeyMaterialError: a key file is there but cannot be used.
+    """
+    committee = bare_committee(folder, n, epoch)
     seed = tagged_hash(
         "daifi/group/1", {"seed": load_secret(folder / "dealer"), "epoch": epoch, "seats": n}
     )
     dealing = deal(seed, n, committee.quorum)
-    for each, secret in zip(keys, dealing.secrets, strict=True):
-        if each.share != secret:
-            save_secret(folder / f"seat-{each.index:02d}.share", secret.secret)
+    for index, secret in enumerate(dealing.secrets):
+        path = SeatKeys.share_path(folder, index)
+        if not path.exists() or load_secret(path) != secret.secret:
+            save_secret(path, secret.secret)
     seats = tuple(
         seat.model_copy(update={"share": share})
         for seat, share in zip(committee.seats, dealing.shares, strict=True)
