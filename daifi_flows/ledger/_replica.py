@@ -259,11 +259,11 @@ class Replica:
                 signed = self._execute(certified.block)
             self._adopt(signed)
 
-    @property
     def succession(self) -> Succession:
         """Who was drawn to take over from the committee, as of the last final block here."""
         return succession_in(self._base, self._machine.genesis)
 
+    @property
     def fingerprint(self) -> bytes:
         """Hash over the final head and state root, to compare replicas, 32 bytes."""
         return keccak256(self._head.digest + self._trie.root)

@@ -102,7 +102,8 @@ class Context:
         """Whether the committee of an epoch was in office at a block's time; one was. In the block
         of a handover it was the one that leaves: the next takes over after that block."""
         found = self._seated_in(epoch)
-        return found.since_ms < time_ms and (not found.left_ms or time_ms <= found.left_ms)
+        began = found.since_ms < time_ms or found.since_height == 0
+        return began and (not found.left_ms or time_ms <= found.left_ms)
 
     def _seated_in(self, epoch: int) -> CommitteeRecord:
         found = self.layer.seated_in(epoch)
