@@ -135,12 +135,15 @@ def _fill(
 ) -> bool:
     heat = sampling.temperature_ppm / PPM
     unit = heat or 1.0
+    if not np.isfinite(logits.max()):
+        return False
+    cuts = np.array(cutoffs(logits, sampling, CUTS))
     ids, scores = contenders(
-        logits, sampling, position, most=MOST, reach=REACH / unit, slack=CUTS[-1]
+        logits, sampling, position, most=MOST, reach=REACH / unit, cut=float(cuts[-1])
     )
     if not len(ids):
         return False
-    levels = _levels(logits, ids, sampling)
+    levels = _levels(logits[ids], cuts)
     order = np.argsort(-scores, kind="stable")
     ids, scores, levels = ids[order], scores[order].astype(np.float64), levels[order]
     gaps = (scores[0] - scores) * unit
@@ -165,7 +168,7 @@ def _fill(
         score = float(logits[token])
         if heat:
             score += heat * float(gumbel(sampling.seed, position, token + 1)[token])
-        gap, level = float(scores[0]) * unit - score, int(_levels(logits, [token], sampling)[0])
+        gap, level = float(scores[0]) * unit - score, int(_levels(logits[[token]], cuts)[0])
         level = _OUTSIDE if level == _OUTSIDE else 0  # a bin is one outcome, whatever is in it
         edge = 0.0 if level == _OUTSIDE else found.edges[row]
         found.claimed[row] = edge + max(0.0, np.floor(gap - edge))
@@ -175,13 +178,9 @@ def _fill(
     return True
 
 
-def _levels(
-    logits: NDArray[np.float32], ids: NDArray[np.intp] | Sequence[int], sampling: Sampling
-) -> NDArray[np.int8]:
-    if sampling.temperature_ppm == 0 or (sampling.top_k is None and sampling.top_p_ppm is None):
-        return np.zeros(len(ids), np.int8)
-    cuts = np.array(cutoffs(logits, sampling, CUTS))
-    return (logits[list(ids)][:, None] < cuts).sum(1).astype(np.int8)
+def _levels(logits: NDArray[np.float32], cuts: Floats) -> NDArray[np.int8]:
+    """The first of :data:`CUTS` that keeps each; ``cuts`` are their lowest logits."""
+    return (logits[:, None] < cuts).sum(1).astype(np.int8)
 
 
 def likelihoods(found: Choices, scales: Sequence[float], cuts: Sequence[float]) -> Floats:
@@ -237,8 +236,12 @@ def _among(
     squares = -0.5 * gaps * gaps
     square = -0.5 * np.square(np.where(binned, edges, claimed))
     beyond = np.where(binned, claimed - edges, 0.0)
+    nearest = gaps.min(0)
     for column, scale in enumerate(scales):
-        total = np.exp(squares / scale**2).sum(1)
+        # Beyond 39 scales the weight is 0 in float64, in most columns for all rows.
+        felt = np.flatnonzero(nearest <= 39.0 * scale)
+        kept = squares[:, : felt[-1] + 1] if len(felt) else squares[:, :0]
+        total = np.exp(kept / scale**2).sum(1)
         total += np.exp(-0.5 * (edges / scale) ** 2) / -np.expm1(-1.0 / scale)
         result[:, column] = np.exp(square / scale**2 - beyond / scale) / total
     return result

@@ -20,7 +20,7 @@ from daifi_flows.proofs._rounding import (
 )
 from daifi_flows.proofs.calibration import Rounding
 from daifi_flows.proofs.evidence import decide
-from daifi_flows.proofs.sampling import contenders, gumbel, sample
+from daifi_flows.proofs.sampling import contenders, cutoffs, gumbel, sample
 
 LOGITS = np.array([[0.0, 4.0, 3.5], [1.0, 0.0, -2.0]], np.float32)
 GREEDY = Sampling()
@@ -93,7 +93,8 @@ def test_likelihoods_sum_to_one_over_all_outcomes(
     total, warm = 0.0, 0.0
     bins: set[tuple[float, int]] = set()
     heat = sampling.temperature_ppm / 1e6 or 1.0
-    near, _ = contenders(row, sampling, 0, most=MOST, reach=REACH / heat, slack=CUTS[-1])
+    cut = cutoffs(row, sampling, CUTS[-1:])[0]
+    near, _ = contenders(row, sampling, 0, most=MOST, reach=REACH / heat, cut=cut)
     for token in range(width):
         one = choices(row[None], [token], sampling)
         assert one is not None
