@@ -12,6 +12,11 @@ vote names its seat, and what an honest seat signs opens to its own vote alone.
   paid, and nobody can dispute it any more. It costs far less than a lie that only a liar can tell
   (``slashing.false_accusation_ppm``): a seat whose machine computes otherwise than twenty others
   could come to it.
+- *A false acceptance.* A seat that accepts everything unseen saves the work of checking, and is
+  caught only by what is wrong. It costs as much as a false accusation, and counts only where the
+  quorum that rejected was sure (:data:`SURE_PPM`) and the output was one part: an attestation does
+  not say which of several was wrong. A borderline output, which a node could craft to divide honest
+  seats, convicts nobody.
 """
 
 from __future__ import annotations
@@ -46,9 +51,17 @@ from daifi_flows.ledger._rules._offences import (
 from daifi_flows.ledger._rules._quorum import require_quorum
 from daifi_flows.ledger._rules._tasks import require_task
 from daifi_flows.ledger._tx import Transaction
-from daifi_flows.ledger._tx.evidence import FalseAccusation, VoteCopy, VoteEquivocation
+from daifi_flows.ledger._tx.evidence import (
+    FalseAcceptance,
+    FalseAccusation,
+    VoteCopy,
+    VoteEquivocation,
+)
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "SURE_PPM"]
+
+SURE_PPM: Final = 999_000
+"""Confidence of a rejection from which on accepting was no matter of rounding."""
 
 
 def vote_equivocation(ctx: Context, tx: VoteEquivocation) -> Facts:
@@ -96,7 +109,7 @@ def false_accusation(ctx: Context, tx: FalseAccusation) -> Facts:
     _require_stood(ctx, subject)
     seat = _seat(committee, tx.accusation.seat)
     _require_bound(subject, seat, tx.accusation)
-    _require_accepted(committee, subject, tx.attestation)
+    _require_found(committee, subject, tx.attestation, Decision.ACCEPTED)
     place = {
         "task_id": subject.task_id,
         "attempt": subject.attempt,
@@ -104,6 +117,34 @@ def false_accusation(ctx: Context, tx: FalseAccusation) -> Facts:
         "proof_cid": subject.proof_cid,
     }
     return _convict(ctx, tx, seat, "accusation", place, Fault.FALSE_ACCUSATION)
+
+
+def false_acceptance(ctx: Context, tx: FalseAcceptance) -> Facts:
+    """Slash a seat that accepted what its committee was sure is wrong."""
+    subject, vote = tx.subject, tx.opening.vote
+    _require_opens(tx.acceptance, tx.opening)
+    same(
+        ("seat", vote.seat, tx.acceptance.seat),
+        ("subject", vote.subject, tx.acceptance.subject),
+        ("wave", vote.wave, tx.acceptance.wave),
+    )
+    if subject.chunks != 1:
+        refuse("bad-field", "the output has several parts: which was wrong, the finding says not")
+    if [finding.decision for finding in vote.findings] != [VoteChoice.ACCEPT]:
+        refuse("bad-field", "the vote accepts nothing")
+    committee = _require_review(ctx, subject)
+    _require_given(ctx, subject)
+    seat = _seat(committee, tx.acceptance.seat)
+    _require_bound(subject, seat, tx.acceptance)
+    _require_found(committee, subject, tx.attestation, Decision.REJECTED)
+    if tx.attestation.confidence_ppm < SURE_PPM:
+        refuse(
+            "bad-field",
+            f"the quorum was sure to {tx.attestation.confidence_ppm} ppm only; whoever saw it "
+            f"otherwise is at fault from {SURE_PPM} on",
+        )
+    place = {"subject": subject.digest}
+    return _convict(ctx, tx, seat, "acceptance", place, Fault.FALSE_ACCUSATION)
 
 
 def _require_review(ctx: Context, subject: Subject) -> Committee:
@@ -162,7 +203,9 @@ def _require_opens(commit: VoteCommit, opening: VoteReveal) -> None:
         refuse("bad-field", "the vote does not open the commitment")
 
 
-def _require_accepted(committee: Committee, subject: Subject, finding: Attestation) -> None:
+def _require_found(
+    committee: Committee, subject: Subject, finding: Attestation, decision: Decision
+) -> None:
     same(
         ("ledger", finding.ledger_id, subject.ledger_id),
         ("epoch", finding.epoch, subject.epoch),
@@ -172,14 +215,14 @@ def _require_accepted(committee: Committee, subject: Subject, finding: Attestati
         ("output", finding.output_cid, subject.output_cid),
         ("proof", finding.proof_cid, subject.proof_cid),
     )
-    if finding.decision is not Decision.ACCEPTED or finding.basis is not Basis.REVIEWED:
-        refuse("bad-field", "the seats' finding is not that they checked the output and accept it")
+    if finding.decision is not decision or finding.basis is not Basis.REVIEWED:
+        refuse("bad-field", f"the seats' finding is not a review that ended {decision.value}")
     require_quorum(committee, finding.signers, finding.message(), finding.signature)
 
 
 def _convict(
     ctx: Context,
-    tx: VoteEquivocation | VoteCopy | FalseAccusation,
+    tx: VoteEquivocation | VoteCopy | FalseAccusation | FalseAcceptance,
     seat: Seat,
     what: str,
     place: Mapping[str, Any],
@@ -200,4 +243,5 @@ RULES: Final[Mapping[type[Transaction], Rule]] = {
     VoteEquivocation: vote_equivocation,
     VoteCopy: vote_copy,
     FalseAccusation: false_accusation,
+    FalseAcceptance: false_acceptance,
 }

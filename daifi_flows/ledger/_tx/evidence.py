@@ -22,6 +22,7 @@ __all__ = [
     "KINDS",
     "AttestationEquivocation",
     "BlockEquivocation",
+    "FalseAcceptance",
     "FalseAccusation",
     "ProofEquivocation",
     "ProposalEquivocation",
@@ -169,6 +170,26 @@ class FalseAccusation(_Evidence):
         return keccak256(b"accusation" + where + self.accusation.commitment)
 
 
+class FalseAcceptance(_Evidence):
+    """A seat's vote to accept an output that a quorum was sure is wrong.
+
+    Attributes:
+        acceptance: what the accused signed.
+        opening: its vote.
+        attestation: what the quorum signed about the same review.
+    """
+
+    kind: ClassVar[str] = "false-acceptance"
+    subject: Subject
+    acceptance: VoteCommit
+    opening: VoteReveal
+    attestation: Attestation
+
+    def pair(self) -> bytes:
+        where = self.subject.digest + _numbers(self.acceptance.seat, self.acceptance.wave)
+        return keccak256(b"acceptance" + where + self.acceptance.commitment)
+
+
 def _numbers(*values: int) -> bytes:
     return b"".join(value.to_bytes(8, "big") for value in values)
 
@@ -185,4 +206,5 @@ KINDS: Final[tuple[type[Transaction], ...]] = (
     VoteEquivocation,
     VoteCopy,
     FalseAccusation,
+    FalseAcceptance,
 )
