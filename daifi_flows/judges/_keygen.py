@@ -257,8 +257,9 @@ class KeyOffice:
         path = SeatKeys.share_path(self._folder, index)
         return BlsKey(load_secret(path)) if path.exists() else None
 
-    def _path(self, index: int, session: Session) -> Path:
-        return self._folder / f"seat-{index:02d}.keygen-{session.digest.hex()[:32]}"
+    def _path(self, index: int, session: Session, suffix: str = "") -> Path:
+        name = session.digest.hex()[:32]
+        return self._folder / f"seat-{index:02d}.keygen-{name}{suffix}"
 
     # Steps
 
@@ -276,7 +277,7 @@ class KeyOffice:
             except KeyMaterialError as error:
                 refused.append(f"seat {index}: {error}"[:500])
                 continue
-            path = self._path(index, ask.session).with_suffix(".confirmed")
+            path = self._path(index, ask.session, ".confirmed")
             if not path.exists():
                 save_secret(path, word.outcome)
             if load_secret(path) == word.outcome:
