@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from daifi_flows.ledger._builder import Builder
     from daifi_flows.ledger._certifier import Certifier, History
     from daifi_flows.ledger._client import LedgerClient
+    from daifi_flows.ledger._elections import Elections
     from daifi_flows.ledger._export import export_ledger, import_ledger
     from daifi_flows.ledger._follower import BlockSource, Follower
     from daifi_flows.ledger._governance import Choice, ModelListing, Outcome, ProposalRecord
@@ -42,6 +43,7 @@ __all__ = [
     "BuilderPort",
     "Certifier",
     "Choice",
+    "Elections",
     "Follower",
     "Genesis",
     "Governance",
@@ -75,6 +77,7 @@ _HOMES = {
     "Builder": "_builder",
     "BuilderPort": "_proposing",
     "Choice": "_governance",
+    "Elections": "_elections",
     "Governance": "_governing",
     "ModelListing": "_governance",
     "Outcome": "_governance",

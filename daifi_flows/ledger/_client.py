@@ -23,6 +23,7 @@ from daifi_flows.cnft import (
     VoteReveal,
 )
 from daifi_flows.encoding import keccak256
+from daifi_flows.epochs import CommitteeChain
 from daifi_flows.errors import (
     InsufficientFunds,
     LedgerError,
@@ -84,6 +85,11 @@ class Port(Protocol):
     async def params(self) -> Params: ...
     async def head(self) -> tuple[BlockHeader, QuorumCertificate | None]: ...
     async def committee(self) -> Committee: ...
+    async def committee_of(self, epoch: int) -> Committee | None: ...
+    async def handovers(self, after: int = 0) -> CommitteeChain: ...
+    async def certified_header(
+        self, height: int
+    ) -> tuple[BlockHeader, QuorumCertificate] | None: ...
     async def account(self, address: str) -> AccountRecord: ...
     async def task(self, task_id: bytes) -> TaskRecord | None: ...
     async def token(self, token_id: bytes) -> TokenRecord | None: ...
@@ -127,6 +133,18 @@ class LedgerClient:
     async def committee(self) -> Committee:
         """The seats of this epoch."""
         return await self._port.committee()
+
+    async def committee_of(self, epoch: int) -> Committee | None:
+        """The seats of an epoch up to the present one."""
+        return await self._port.committee_of(epoch)
+
+    async def handovers(self, after: int = 0) -> CommitteeChain:
+        """How the present committee came into office, from that of an epoch (else of genesis)."""
+        return await self._port.handovers(after)
+
+    async def certified_header(self, height: int) -> tuple[BlockHeader, QuorumCertificate] | None:
+        """A final block's header and certificate, if the ledger's file has it."""
+        return await self._port.certified_header(height)
 
     async def account(self, address: str) -> AccountRecord:
         """An account; zeros for an address never seen."""

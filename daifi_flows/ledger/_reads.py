@@ -19,12 +19,6 @@ from daifi_flows.epochs import MAX_HANDOVERS, CommitteeChain
 from daifi_flows.errors import LedgerCorrupted, LedgerUnavailable, TransactionRefused
 from daifi_flows.history import HistoryProof
 from daifi_flows.ledger._blocks import CertifiedBlock, Inclusions
-from daifi_flows.ledger._committees import (
-    CandidateList,
-    CandidateRecord,
-    RollRecord,
-    candidate_key,
-)
 from daifi_flows.ledger._economics import surged_wei
 from daifi_flows.ledger._params import Genesis, Params
 from daifi_flows.ledger._records import (
@@ -112,19 +106,14 @@ class LedgerReads(ABC):
         found = handovers_in(self._final().base, self.genesis, after)
         return CommitteeChain(handovers=found[:MAX_HANDOVERS])
 
-    async def candidates(self) -> tuple[CandidateRecord, ...]:
-        """Whose offers of a seat stand, by address."""
-        base = self._final().base
-        offers = base.find(CandidateList, CandidateList.prefix)
-        found = [
-            base.find(CandidateRecord, candidate_key(address))
-            for address in (offers.addresses if offers is not None else ())
-        ]
-        return tuple(each for each in found if each is not None)
-
-    async def roll(self) -> RollRecord | None:
-        """The newest closed roll of candidates, with who was drawn from it."""
-        return self._final().base.find(RollRecord, RollRecord.prefix)
+    async def certified_header(self, height: int) -> tuple[BlockHeader, QuorumCertificate] | None:
+        """A final block's header and certificate, if it is in this file."""
+        if not self._store.origin < height <= self._final().header.height:
+            return None
+        row = next(self._store.rows(height, height))
+        if row.certificate is None:
+            raise damaged(self.path, "the block lost its certificate", height)
+        return row.block.header, row.certificate
 
     async def account(self, address: str) -> AccountRecord:
         """An account; zeros for an address never seen."""

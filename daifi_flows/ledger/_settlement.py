@@ -17,6 +17,7 @@ from daifi_flows.cnft import (
     VoteCommit,
     VoteReveal,
 )
+from daifi_flows.epochs import CommitteeChain
 from daifi_flows.history import HistoryProof
 from daifi_flows.keys import Account
 from daifi_flows.ledger._params import Params
@@ -51,6 +52,15 @@ class Settlement(Protocol):
 
     async def committee(self) -> Committee:
         """The seats of this epoch."""
+        ...
+
+    async def committee_of(self, epoch: int) -> Committee | None:
+        """The seats of an epoch up to the present one."""
+        ...
+
+    async def handovers(self, after: int = 0) -> CommitteeChain:
+        """How the present committee came into office, from that of an epoch (else of the first):
+        with it, what any of them signed can be checked by who trusts the older one's keys."""
         ...
 
     async def account(self, address: str) -> AccountRecord:

@@ -27,6 +27,7 @@ from daifi_flows.cnft import (
     QuorumCertificate,
     Receipt,
 )
+from daifi_flows.epochs import CommitteeChain
 from daifi_flows.errors import DaifiError, LedgerUnavailable
 from daifi_flows.history import HistoryProof
 from daifi_flows.keys import Account
@@ -65,7 +66,10 @@ _READS: Final = frozenset(
     {
         "account",
         "attestation_receipt",
+        "certified_header",
         "committee",
+        "committee_of",
+        "handovers",
         "head",
         "health",
         "history",
@@ -230,6 +234,15 @@ class _RayPort:
 
     async def committee(self) -> Committee:
         return await self._call("committee")
+
+    async def committee_of(self, epoch: int) -> Committee | None:
+        return await self._call("committee_of", epoch)
+
+    async def handovers(self, after: int = 0) -> CommitteeChain:
+        return await self._call("handovers", after)
+
+    async def certified_header(self, height: int) -> tuple[BlockHeader, QuorumCertificate] | None:
+        return await self._call("certified_header", height)
 
     async def account(self, address: str) -> AccountRecord:
         return await self._call("account", address)

@@ -10,7 +10,6 @@ from committee_bench import (
     CANDIDATES,
     EPOCH_MS,
     GENESIS,
-    REDRAW_MS,
     SeatsThatChange,
     candidate_info,
     drawn_committee,
@@ -29,6 +28,7 @@ from daifi_flows.errors import (
 )
 from daifi_flows.keys import Account
 from daifi_flows.ledger import (
+    Elections,
     Follower,
     LedgerClient,
     LedgerService,
@@ -39,13 +39,7 @@ from daifi_flows.ledger import (
 )
 from daifi_flows.ledger._blocks import CertifiedBlock, certificate_valid
 from daifi_flows.ledger._snapshot import open_snapshot, snapshots_in, take_snapshot
-from daifi_flows.ledger._tx.committee import (
-    CloseRoll,
-    DrawSeats,
-    HandOver,
-    OfferSeat,
-    WithdrawOffer,
-)
+from daifi_flows.ledger._tx.committee import HandOver
 from daifi_flows.sortition import check_draw
 
 
@@ -71,6 +65,7 @@ class World:
         )
         await self.service.start()
         self.client = LedgerClient(self.service, GENESIS.ledger_id, patience_s=10)
+        self.elections = Elections(self.client)
 
     async def __aexit__(self, *_: object) -> None:
         await self.service.close()
@@ -87,25 +82,18 @@ class World:
         async def offer(index: int, account: Account) -> None:
             await self.client.register(candidate_info(index), account)
             await self.client.stake(200 * DAI, account)
-            await self.client.submit(OfferSeat, account, {"pledge_wei": (101 + index) * DAI})
+            await self.elections.offer((101 + index) * DAI, account)
 
         await asyncio.gather(*(offer(*each) for each in enumerate(CANDIDATES)))
 
     async def draw(self) -> None:
-        epoch = (await self.service.committee()).epoch + 1
-        self.now = max(self.now, self.base.in_office().since_ms + EPOCH_MS)
-        roll = self.base.in_office() and await self.service.roll()
-        if roll is not None and roll.epoch == epoch:
-            self.now = max(self.now, roll.closed_ms + REDRAW_MS)
-        receipt = await self.client.submit(CloseRoll, BUYER, {"epoch": epoch})
-        await self.pay()  # the next block, whose beacon draws
-        (raw, *_) = await self.service.history(receipt.header.height + 1)
-        block = CertifiedBlock.from_canonical(raw)
-        proof = {"header": block.block.header, "certificate": block.certificate}
-        await self.client.submit(DrawSeats, BUYER, proof)
+        self.now = max(self.now, await self.elections.due_ms())
+        await self.elections.close_roll(BUYER)
+        await self.elections.draw(BUYER)
 
     async def hand_over(self):
-        return await self.client.submit(HandOver, BUYER, handed_over(self.base))
+        fields = handed_over(self.base)
+        return await self.elections.hand_over(fields["committee"], fields["certificate"], BUYER)
 
     async def rotate(self) -> None:
         await self.draw()
@@ -117,11 +105,11 @@ async def test_committees_take_turns_on_a_running_ledger(tmp_path: Path) -> None
     async with World(path) as world:
         service = world.service
         await world.offer_all()
-        assert len(await service.candidates()) == 30
+        assert len(await world.elections.candidates()) == 30
         await world.pay()
         assert await service.committee() == COMMITTEE
         await world.draw()
-        roll = await service.roll()
+        roll = await world.elections.roll()
         assert roll is not None and len(roll.drawn) == 21
         found = roll.draw(roll.beacon)
         assert check_draw(found, root=roll.root, beacon=roll.beacon, seats=21, per_operator=3)
@@ -137,7 +125,8 @@ async def test_committees_take_turns_on_a_running_ledger(tmp_path: Path) -> None
         assert certificate_valid(second, header.digest, certificate)
         assert not certificate_valid(COMMITTEE, header.digest, certificate)
         assert header.proposer in {seat.account for seat in second.seats}
-        await world.client.submit(WithdrawOffer, CANDIDATES[0], {})
+        await world.elections.withdraw(CANDIDATES[0])
+        assert len(await world.elections.candidates()) == 29
         await world.rotate()
         await world.pay(2)
         assert (await service.committee()).epoch == 3
