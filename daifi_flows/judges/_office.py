@@ -23,6 +23,7 @@ from daifi_flows.judges._blocks import BlockOffice, BlockValidator
 from daifi_flows.judges._byzantine import traitors
 from daifi_flows.judges._committee import ReviewState, check_committee
 from daifi_flows.judges._journal import Entry, Journal
+from daifi_flows.judges._keygen import KeyOffice
 from daifi_flows.judges._messages import (
     CertifyReply,
     CommitReply,
@@ -111,6 +112,7 @@ class SeatOffice:
         self._blocks = BlockOffice(
             committee, self.keys, self._traitors, self._journal, validator_factory
         )
+        self._keygen = KeyOffice(committee, self.keys, keys_dir, self._blocks.succession)
 
     @property
     def seats(self) -> tuple[int, ...]:
@@ -260,6 +262,12 @@ class SeatOffice:
         if self._reference is None:
             self._reference = self._reference_factory()
         return self._reference
+
+    # The group's key
+
+    def keygen(self, request: bytes) -> bytes:
+        """See :meth:`KeyOffice.answer`."""
+        return self._keygen.answer(request)
 
     # Blocks of the ledger
 

@@ -120,6 +120,10 @@ class SeatHost:
         """Bring the replica up to date."""
         return await self._in(self._blocks, self._office.provide_blocks, blocks)
 
+    async def keygen(self, request: bytes) -> bytes:
+        """One step of making the group's key, or of handing it on."""
+        return await self._in(self._rounds, self._office.keygen, request)
+
     async def ping(self) -> dict[str, Any]:
         """``pid`` and ``seats``."""
         return {"pid": os.getpid(), "seats": list(self._office.seats)}
@@ -236,6 +240,10 @@ class RaySeats:
     async def provide_blocks(self, blocks: Sequence[bytes]) -> int:
         """Certified history."""
         return await _answer(self.handle.provide_blocks.remote(blocks), CATCH_UP_TIMEOUT_S)
+
+    async def keygen(self, request: bytes) -> bytes:
+        """One step of a key generation."""
+        return await _answer(self.handle.keygen.remote(request), ROUND_TIMEOUT_S)
 
 
 async def _answer(reference: Any, timeout_s: float | None) -> Any:
