@@ -21,10 +21,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Never
 from pydantic import Field
 
 from daifi_flows._home import write_atomic
-from daifi_flows._step import StepEvent, StepRequest, StepState, dai
-from daifi_flows.bundle import METADATA_FORMAT, Bundle, Effect, Metadata, ProofFile, manifest_bytes
+from daifi_flows._review_text import report_text
+from daifi_flows._step import StepEvent, StepRequest, StepState, dai, percent
+from daifi_flows.bundle import (
+    MAX_REPORT_CHARS,
+    METADATA_FORMAT,
+    Bundle,
+    Effect,
+    Metadata,
+    ProofFile,
+    manifest_bytes,
+    report_digest,
+)
 from daifi_flows.cnft import (
     Attestation,
+    Basis,
     ComputeNFT,
     Content,
     CoreMetadata,
@@ -57,6 +68,7 @@ from daifi_flows.ledger import TaskRecord, TaskState
 
 if TYPE_CHECKING:
     from daifi_flows._life import Life
+    from daifi_flows.judges import ReviewReport
 
 __all__ = ["Draft", "Execution", "read_draft"]
 
@@ -70,10 +82,12 @@ _RETRYABLE: Final = (NodeLost, EngineError, ModelError, ProofError, EncodingErro
 
 
 class Draft(Noun):
-    """An accepted result, on disk before it is settled: all of the bundle but the receipts."""
+    """An accepted result, on disk before it is settled: all of the bundle but what comes then."""
 
     core: CoreMetadata
     attestation: Attestation
+    committed: Receipt | None = None
+    report_json: Annotated[str, Field(max_length=MAX_REPORT_CHARS)] | None = None
     output: Content
     output_file: Raw
     manifest_file: Raw
@@ -83,12 +97,14 @@ class Draft(Noun):
     """Where the bundle goes."""
 
     def bundle(self, receipt: Receipt, effect: Effect | None) -> Bundle:
-        """The bundle, once there is a receipt."""
+        """The bundle, once there is a receipt of the settlement."""
         metadata = Metadata(
             format=METADATA_FORMAT,
             core=self.core,
             attestation=self.attestation,
             receipt=receipt,
+            committed=self.committed,
+            report_json=self.report_json,
             effect=effect,
         )
         return Bundle.build(metadata, self.proof_file, self.output_file, self.manifest_file)
@@ -137,6 +153,8 @@ class Execution:
     timings: dict[str, int] = field(default_factory=dict[str, int])
     abandoned: bool = False
     """Whoever asked for this step no longer waits."""
+    commit_receipt: Receipt | None = None
+    """Of the attempt under way, once the node has committed to its output."""
     committed: bool = False
     """The node's output is, or is about to be, on the ledger: no way back."""
 
@@ -262,7 +280,9 @@ class Execution:
             result_path = self.life.home.result_path(self.task_id)
             await asyncio.to_thread(write_atomic, result_path, result.canonical())
             self.committed = True
-            await settlement.commit(self.task_id, result.proof.header, result.proof.cid, buyer)
+            self.commit_receipt = await settlement.commit(
+                self.task_id, result.proof.header, result.proof.cid, buyer
+            )
         except (*_RETRYABLE, TransactionRefused) as error:
             self.committed = False
             self._time("execute", started)
@@ -295,6 +315,10 @@ class Execution:
             name=address, address=address, device="unknown", engines=(), price_wei=task.price_wei
         )
         self.committed = True
+        header, cid = result.proof.header, result.proof.cid  # made before: the same receipt again
+        self.commit_receipt = await self.life.settlement.commit(
+            self.task_id, header, cid, self.life.buyer
+        )
         accepted = await self._review(known, result)
         self.committed = accepted
         return accepted
@@ -322,6 +346,10 @@ class Execution:
         started = time.monotonic()
         task = await settlement.task(self.task_id)
         assert task is not None, "a committed task is known"
+        committed = self.commit_receipt
+        if committed is not None and committed.leaf.review_ppm is None:
+            committed = None  # a ledger that records no rate: reviewed in full
+        operator = None if node.operator == node.address else node.operator
         self.tell(StepState.REVIEWING, "the committee is checking the proof")
         attestation, report = await self.life.committee.review(
             ReviewRequest(
@@ -332,21 +360,31 @@ class Execution:
                 input=self.input,
                 result=result,
                 materials=self.request.materials.shown,
+                committed=committed,
+                operator=operator,
             )
         )
         self._time("review", started)
         signers = attestation.signers.bit_count()
+        if attestation.basis is Basis.WAIVED:
+            assert committed is not None and committed.leaf.review_ppm is not None
+            outcome = f"not drawn for review (rate {percent(committed.leaf.review_ppm)})"
+        else:
+            outcome = (
+                f"{attestation.decision.value} by {signers} seats, "
+                f"confidence {attestation.confidence_ppm / 1e6:.4f}"
+            )
         self.tell(
             StepState.ATTESTED,
-            f"{attestation.decision.value} by {signers} seats, "
-            f"confidence {attestation.confidence_ppm / 1e6:.4f}",
+            outcome,
             decision=attestation.decision.value,
+            basis=attestation.basis.value,
             confidence_ppm=attestation.confidence_ppm,
             signers=signers,
             report=report.jsonable(),
         )
         if attestation.decision is Decision.ACCEPTED:
-            draft = self._draft(result, attestation)
+            draft = self._draft(result, attestation, report, committed, operator)
             await asyncio.to_thread(write_atomic, self.draft_path, draft.canonical())
             started = time.monotonic()
             await settlement.settle(attestation, draft.core.digest, buyer)
@@ -370,7 +408,15 @@ class Execution:
         )
         return False
 
-    def _draft(self, result: NodeResult, attestation: Attestation) -> Draft:
+    def _draft(
+        self,
+        result: NodeResult,
+        attestation: Attestation,
+        report: ReviewReport,
+        committed: Receipt | None,
+        operator: str | None,
+    ) -> Draft:
+        report_json = report_text(report)
         blobs = tuple(self.request.materials.blobs.values())
         disclosed = () if sum(map(len, blobs)) > MAX_DISCLOSED_BYTES else blobs
         envelope = ProofFile(proof=result.proof, input=self.input, blobs=disclosed)
@@ -391,6 +437,8 @@ class Execution:
             proof_cid=result.proof.cid,
             proof_file_cid=cid_of(proof_file),
             manifest_cid=cid_of(manifest),
+            report=report_digest(self.task_id, report_json),
+            operator=operator,
             has_effect=int(self.request.effect is not None),
         )
         folder = re.sub(r"[^\w-]+", "-", self.request.name).strip("-") or "step"
@@ -398,6 +446,8 @@ class Execution:
         return Draft(
             core=core,
             attestation=attestation,
+            committed=committed,
+            report_json=report_json,
             output=result.output,
             output_file=output_file,
             manifest_file=manifest,
@@ -449,6 +499,7 @@ class Execution:
             bundle=directory,
             bundle_cid=bundle.cid,
             proof_bytes=draft.proof_bytes,
+            report=None if draft.report_json is None else json.loads(draft.report_json),
             effect=None if effect is None else json.loads(effect.value_json),
             timings_ms=dict(self.timings),
             attempts=tuple(item.as_dict() for item in self.tries),

@@ -9,7 +9,7 @@ from typing import Any
 
 from daifi_flows.cnft import Content, Materials, ModelRef, Review, Sampling
 
-__all__ = ["StepEvent", "StepRequest", "StepState", "dai"]
+__all__ = ["StepEvent", "StepRequest", "StepState", "dai", "percent"]
 
 
 def dai(amount_wei: int) -> str:
@@ -21,6 +21,17 @@ def dai(amount_wei: int) -> str:
     whole, rest = divmod(amount_wei, 10**18)
     fraction = f"{rest:018d}".rstrip("0")
     return f"{whole}.{fraction} DAi" if fraction else f"{whole} DAi"
+
+
+def percent(ppm: int) -> str:
+    """A share for people, exact.
+
+    >>> percent(20_000), percent(102_012), percent(1_000_000)
+    ('2 %', '10.2012 %', '100 %')
+    """
+    whole, rest = divmod(ppm, 10_000)
+    fraction = f"{rest:04d}".rstrip("0")
+    return f"{whole}.{fraction} %" if fraction else f"{whole} %"
 
 
 class StepState(StrEnum):

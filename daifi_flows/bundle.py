@@ -1,7 +1,10 @@
 """The bundle: one verified step as four files, and byte for byte as a CAR v1 file.
 
 ``metadata.json``
-    What was asked, spent and decided, with the committee's attestation and the ledger's receipt.
+    What was asked, spent and decided, with the committee's attestation and the ledger's receipts of
+    the node's commit and of the settlement, and an account of the review. The account is what the
+    step's own client saw; the settlement commits to it, and what the seats signed is the
+    attestation alone.
 ``zk_proof.bin``
     The proof envelope: the node's signed proof, the input it is about, and small materials.
     Sealed to the buyer together with the output, because transcripts show the output.
@@ -53,6 +56,7 @@ __all__ = [
     "Metadata",
     "ProofFile",
     "manifest_bytes",
+    "report_digest",
 ]
 
 FILES: Final = ("metadata.json", "model_attestation", "output_tensor", "zk_proof.bin")
@@ -63,6 +67,9 @@ MAX_FILE_BYTES: Final = 128 * 1024 * 1024
 
 MAX_EFFECT_CHARS: Final = 1_000_000
 """Longest return value of an after-settlement action, as JSON text."""
+
+MAX_REPORT_CHARS: Final = 262_144
+"""Longest account of a review, as JSON text."""
 
 _CHUNK: Final = 1024 * 1024
 
@@ -95,16 +102,29 @@ class Effect(Noun):
 
 
 class Metadata(Noun):
-    """``metadata.json``."""
+    """``metadata.json``.
+
+    Attributes:
+        receipt: of the settlement.
+        committed: of the node's commit, where it says how likely the work was to be reviewed.
+        report_json: the account of the review, canonical JSON text; ``core.report`` is its digest.
+    """
 
     format: Label
     core: CoreMetadata
     attestation: Attestation
     receipt: Receipt
+    committed: Receipt | None = None
+    report_json: Annotated[str, Field(max_length=MAX_REPORT_CHARS)] | None = None
     effect: Effect | None = None
 
 
 METADATA_FORMAT: Final = "daifi-bundle/1"
+
+
+def report_digest(task_id: bytes, report_json: str) -> bytes:
+    """What ``core.report`` holds, 32 bytes."""
+    return tagged_hash("daifi/review-report/1", {"task_id": task_id, "report": report_json})
 
 
 class ProofFile(Noun):

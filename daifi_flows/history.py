@@ -1,4 +1,4 @@
-"""Proof that a receipt is in the ledger's history, against any later certified block."""
+"""Proof that a receipt is in its certified block, or in the history under any later one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Annotated
 from pydantic import Field
 
 from daifi_flows._noun import Bytes32, Noun, Uint
-from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate, TxReceipt
+from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate, Receipt, TxReceipt
 from daifi_flows.epochs import Committees
 from daifi_flows.errors import EncodingError
 from daifi_flows.keys import verify_bls_aggregate
 from daifi_flows.merkle import verify_merkle
 
-__all__ = ["HistoryProof", "check_certificate"]
+__all__ = ["HistoryProof", "check_certificate", "verify_receipt"]
 
 
 def check_certificate(
@@ -35,6 +35,24 @@ def check_certificate(
     message = QuorumCertificate.message(header.digest)
     if not verify_bls_aggregate([seat.public for seat in seats], message, certificate.signature):
         raise EncodingError("the block's quorum certificate does not verify")
+
+
+def verify_receipt(receipt: Receipt, trusted: Committee | Committees) -> None:
+    """Check that a transaction receipt is in a block certified by the trusted committee, or by one
+    that it leads to.
+
+    Raises:
+        EncodingError: not under the block's receipt root, or the certificate does not verify.
+    """
+    if not verify_merkle(
+        receipt.header.receipt_root,
+        receipt.leaf.canonical(),
+        receipt.index,
+        receipt.size,
+        receipt.path,
+    ):
+        raise EncodingError("the receipt is not under the block's receipt root")
+    check_certificate(receipt.header, receipt.certificate, trusted)
 
 
 class HistoryProof(Noun):

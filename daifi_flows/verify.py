@@ -14,21 +14,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from daifi_flows._review_check import check_review
 from daifi_flows.bundle import Bundle, Effect, ProofFile
 from daifi_flows.cnft import (
     Attestation,
+    Basis,
     Committee,
     Content,
     Decision,
     Materials,
-    Receipt,
     TaskSpec,
     model_digest,
     token_id_of,
 )
 from daifi_flows.encoding import cid_of, keccak256, sha256
 from daifi_flows.errors import BundleError, DaifiError, EncodingError, KeyMaterialError
-from daifi_flows.history import check_certificate
+from daifi_flows.history import verify_receipt
 from daifi_flows.keys import (
     Account,
     check_possession,
@@ -36,7 +37,6 @@ from daifi_flows.keys import (
     recover_address,
     verify_bls_aggregate,
 )
-from daifi_flows.merkle import verify_merkle
 from daifi_flows.proofs import Claim, Outcome, Reference, verify_proof
 
 __all__ = [
@@ -120,23 +120,6 @@ def verify_attestation(attestation: Attestation, committee: Committee) -> int:
     return len(seats)
 
 
-def verify_receipt(receipt: Receipt, committee: Committee) -> None:
-    """Check that a transaction receipt is in a block that the committee certified.
-
-    Raises:
-        EncodingError: not under the block's receipt root, or the certificate does not verify.
-    """
-    if not verify_merkle(
-        receipt.header.receipt_root,
-        receipt.leaf.canonical(),
-        receipt.index,
-        receipt.size,
-        receipt.path,
-    ):
-        raise EncodingError("the receipt is not under the block's receipt root")
-    check_certificate(receipt.header, receipt.certificate, committee)
-
-
 class _Auditor:
     """Runs the checks on one bundle, in order."""
 
@@ -163,6 +146,7 @@ class _Auditor:
         yield "model attestation", self.model_attestation
         yield "committee signature", self.committee_signature
         yield "certified block", self.certified_block
+        yield "review", self.review
         if self.bundle.metadata.effect is not None or self.bundle.metadata.core.has_effect:
             yield "effect", self.effect
         yield "materials", self.materials
@@ -256,8 +240,9 @@ class _Auditor:
         _require(attestation.node == core.node, "the attestation is of another node")
         _require(attestation.output_cid == core.output_cid, "the attestation is of another output")
         _require(attestation.proof_cid == core.proof_cid, "the attestation is of another proof")
+        waived = attestation.basis is Basis.WAIVED
         _require(
-            attestation.confidence_ppm >= self.spec.review.min_confidence_ppm,
+            waived or attestation.confidence_ppm >= self.spec.review.min_confidence_ppm,
             "the attestation's confidence is under what the task demands",
         )
         if self.committee is None:
@@ -268,9 +253,12 @@ class _Auditor:
                 f"seat {seat.index} has no valid proof of possession",
             )
         signers = verify_attestation(attestation, self.committee)
+        who = f"{signers} of {len(self.committee.seats)} seats"
+        if waived:
+            return f"{who} (quorum {self.committee.quorum}) let it pass: not drawn for review"
         return (
-            f"{signers} of {len(self.committee.seats)} seats accepted "
-            f"(quorum {self.committee.quorum}), confidence {attestation.confidence_ppm / 1e6:.4f}"
+            f"{who} accepted (quorum {self.committee.quorum}), "
+            f"confidence {attestation.confidence_ppm / 1e6:.4f}"
         )
 
     def certified_block(self) -> str:
@@ -294,6 +282,9 @@ class _Auditor:
             raise _NotMade("no committee keys at hand: give --committee FILE")
         verify_receipt(receipt, self.committee)
         return f"settled in block {receipt.header.height}, token 0x{token.hex()[:16]}…"
+
+    def review(self) -> str:
+        return check_review(self.bundle.metadata, self.envelope.proof, self.committee)
 
     def effect(self) -> str:
         effect = self.bundle.metadata.effect

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from daifi_flows._noun import Address, Cid, Label, Noun, Uint
+from daifi_flows._noun import Address, Bytes32, Cid, Label, Noun, Uint
 from daifi_flows.cnft._blocks import Receipt
 from daifi_flows.cnft._results import Usage
 from daifi_flows.cnft._reviews import Attestation
@@ -37,6 +37,11 @@ class CoreMetadata(Noun):
     proof_cid: Cid
     proof_file_cid: Cid
     manifest_cid: Cid
+    report: Bytes32 | None = None
+    """Digest of the account of the committee's review, which lies in ``metadata.json``."""
+    operator: Address | None = None
+    """Who runs the node by its own word, where that is not ``node``: seats of theirs were left out
+    of the review."""
     has_effect: Annotated[int, Field(ge=0, le=1, strict=True)] = 0
     """1 when an action follows settlement, whose result gets a receipt of its own."""
 
@@ -66,6 +71,9 @@ class ComputeNFT:
     bundle: Path
     bundle_cid: str
     proof_bytes: int
+    report: Mapping[str, Any] | None = None
+    """The account of the committee's review, as in the bundle: which seats checked what, what the
+    judges saw, why the decision fell."""
     effect: Any = None
     """What a step's after-settlement action returned (``act``: the tool's return value)."""
     timings_ms: Mapping[str, int] = field(default_factory=lambda: {})
