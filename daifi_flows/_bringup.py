@@ -20,7 +20,7 @@ from daifi_flows._home import Home, take_home, write_atomic, write_committee
 from daifi_flows._sync import run_sync
 from daifi_flows.cnft import Committee, ModelRef
 from daifi_flows.errors import ConfigError, DaifiError, EncodingError
-from daifi_flows.judges import make_committee
+from daifi_flows.judges import SeatKeys, bare_committee, make_committee, make_group_key
 from daifi_flows.keys import Account
 from daifi_flows.ledger import Genesis, LedgerService, Replica, Settlement
 from daifi_flows.settings import DAI, Settings
@@ -86,14 +86,18 @@ def bring_up(
     with ExitStack() as stack:
         home = take_home(settings.home_path)
         stack.callback(home.close)
-        committee = _committee(home, settings)
-        genesis = _genesis(home, settings, committee)
-        write_committee(home.root / "committee.json", committee)
+        committee = _committee(home, settings, dealer=address is None)
+        genesis = None if committee.group_key is None else _genesis(home, settings, committee)
         configs = _node_configs(home, settings, dishonest)
 
         namespace = f"daifi-{secrets.token_hex(4)}"
         _start_ray(settings, address, namespace, stack)
         pin = _pin_here()
+        if genesis is None:
+            prepare(f"{len(committee.seats)} seats make the ledger's key together…")
+            committee = _make_group_key(home, settings, committee, pin)
+            genesis = _genesis(home, settings, committee)
+        write_committee(home.root / "committee.json", committee)
         from daifi_flows.judges.actor import (
             CommitteeClient,
             RayCertifier,
@@ -173,26 +177,70 @@ def make_reference(settings: Settings, home: Path, models: Sequence[ModelRef]) -
     return reference
 
 
-def _committee(home: Home, settings: Settings) -> Committee:
-    """The local committee. Its keys are all made here: a fabric on one machine has one dealer."""
-    return make_committee(home.keys / "seats", settings.seats, 0)
+def _committee(home: Home, settings: Settings, *, dealer: bool) -> Committee:
+    """The committee of this home's ledger.
+
+    One that was made before is kept. A new one has its group key dealt on this machine with
+    ``dealer`` (who runs it knows every beacon in advance: for one machine, whose owner could read
+    all seats' keys anyway); else it comes without, and its seats make it.
+    """
+    folder, path = home.keys / "seats", home.root / "genesis.cbor"
+    if (folder / "dealer").exists() if path.exists() else dealer:
+        return make_committee(folder, settings.seats, 0)
+    if not path.exists():
+        return bare_committee(folder, settings.seats, 0)
+    committee = _read_genesis(home).committee
+    mine = [SeatKeys.load(folder, index).seat() for index in range(settings.seats)]
+    if [(seat.public, seat.account, seat.share) for seat in committee.seats] != [
+        (seat.public, seat.account, seat.share) for seat in mine
+    ]:
+        raise _other_committee(home, committee)
+    return committee
+
+
+def _other_committee(home: Home, theirs: Committee) -> ConfigError:
+    return ConfigError(
+        f"the ledger in {home.root} has another committee of {len(theirs.seats)} seats: use its "
+        "keys and seat count, or another DAIFI_HOME"
+    )
+
+
+def _make_group_key(
+    home: Home, settings: Settings, bare: Committee, pin: dict[str, float]
+) -> Committee:
+    """Have the seats' hosts make the key: no process holds more than its own seats' part of it."""
+    from daifi_flows.judges.actor import RaySeats, start_seat_hosts
+
+    hosts = start_seat_hosts(
+        bare,
+        home.keys / "seats",
+        reference_factory=_no_models,
+        validator_factory=None,
+        workdir=home.root / "seats",
+        hosts=settings.seat_hosts,
+        resources=pin,
+    )
+    try:
+        transports = [RaySeats(host) for host in hosts]
+        # Before there is a ledger its id cannot be named; these keys have no other session.
+        making = make_group_key(
+            transports, bare, ledger_id=bare.digest, timeout_s=settings.start_timeout_s
+        )
+        return run_sync(making)
+    finally:
+        _kill(hosts)
+
+
+def _no_models() -> Reference:
+    raise ConfigError("hosts that make a key review nothing")
 
 
 def _genesis(home: Home, settings: Settings, committee: Committee) -> Genesis:
     path = home.root / "genesis.cbor"
     if path.exists():
-        try:
-            genesis = Genesis.from_canonical(path.read_bytes())
-        except (OSError, EncodingError) as error:
-            raise ConfigError(
-                f"{path} is damaged: restore it, or remove {home.root} to start a new ledger"
-            ) from error
+        genesis = _read_genesis(home)
         if genesis.committee != committee:
-            raise ConfigError(
-                f"the ledger in {home.root} has another committee of "
-                f"{len(genesis.committee.seats)} seats: use its keys and seat count, or another "
-                "DAIFI_HOME"
-            )
+            raise _other_committee(home, genesis.committee)
         return genesis
     genesis = Genesis.create(
         salt=secrets.token_bytes(32),
@@ -206,6 +254,16 @@ def _genesis(home: Home, settings: Settings, committee: Committee) -> Genesis:
     )
     write_atomic(path, genesis.canonical())
     return genesis
+
+
+def _read_genesis(home: Home) -> Genesis:
+    path = home.root / "genesis.cbor"
+    try:
+        return Genesis.from_canonical(path.read_bytes())
+    except (OSError, EncodingError) as error:
+        raise ConfigError(
+            f"{path} is damaged: restore it, or remove {home.root} to start a new ledger"
+        ) from error
 
 
 def _node_configs(home: Home, settings: Settings, dishonest: Sequence[str]) -> list[NodeConfig]:

@@ -15,10 +15,11 @@ from daifi_flows.judges._committee import (
     Tally,
     check_committee,
 )
+from daifi_flows.judges._keygen_client import HandedOn, hand_on, make_group_key, retire_seats
 from daifi_flows.judges._messages import HostLost
 from daifi_flows.judges._office import SeatOffice
 from daifi_flows.judges._report import ReviewReport, SeatReport
-from daifi_flows.judges._seat import SeatKeys, make_committee
+from daifi_flows.judges._seat import SeatKeys, bare_committee, make_committee
 from daifi_flows.judges.panel import (
     JUDGES,
     PRIORS,
@@ -40,6 +41,7 @@ __all__ = [
     "Complaint",
     "Evidence",
     "Finding",
+    "HandedOn",
     "HostLost",
     "Judge",
     "LogisticMap",
@@ -52,8 +54,12 @@ __all__ = [
     "SeatOffice",
     "SeatReport",
     "Tally",
+    "bare_committee",
     "check_committee",
     "combined_ppm",
     "decide",
+    "hand_on",
     "make_committee",
+    "make_group_key",
+    "retire_seats",
 ]

@@ -22,7 +22,7 @@ from daifi_flows.judges._keygen import KeygenAsk, KeygenStep, KeygenWord, seated
 from daifi_flows.judges._messages import HostLost
 from daifi_flows.keys import aggregate_bls, verify_bls
 
-__all__ = ["HandedOn", "KeyTransport", "hand_on", "make_group_key", "retire"]
+__all__ = ["HandedOn", "KeyTransport", "hand_on", "make_group_key", "retire_seats"]
 
 _ATTEMPTS: Final = 5
 """Sessions tried. One fails when a host lost its disk, or told others different things, in it."""
@@ -105,7 +105,7 @@ async def hand_on(
     """Have the committee in office share its group key anew among the seats that were drawn, and
     sign the handover to them.
 
-    The old shares still sign until the handover is final: then call :func:`retire`.
+    The old shares still sign until the handover is final: then call :func:`retire_seats`.
 
     Args:
         old_hosts: they hold the old committee's seats and have the ledger up to the draw.
@@ -169,7 +169,7 @@ async def hand_on(
     )
 
 
-async def retire(
+async def retire_seats(
     hosts: Sequence[KeyTransport], handed_on: HandedOn, *, timeout_s: float = 30.0
 ) -> int:
     """Have seats that have left office delete their shares; returns how many did.

@@ -16,7 +16,7 @@ from daifi_flows.dkg import Complaint, Insider, KeygenState, Session
 from daifi_flows.epochs import Handover, Succession, committee_fault
 from daifi_flows.errors import CommitteeError, EncodingError
 from daifi_flows.judges._keygen import KeygenAsk, KeygenStep, KeygenWord, KeyOffice
-from daifi_flows.judges._keygen_client import HandedOn, hand_on, make_group_key, retire
+from daifi_flows.judges._keygen_client import HandedOn, hand_on, make_group_key, retire_seats
 from daifi_flows.judges._messages import HostLost
 from daifi_flows.judges._seat import SeatKeys, bare_committee
 from daifi_flows.keys import load_secret, verify_bls
@@ -369,12 +369,12 @@ async def test_shares_are_handed_on_and_the_key_stays(epochs: Any) -> None:
         handover.model_copy(update={"draw": bytes(32)}).check(old)
     assert isinstance(done.certificate, QuorumCertificate)
     # Not before the ledger says so, seats delete what they hold.
-    assert await retire(old_hosts, done) == 0
+    assert await retire_seats(old_hosts, done) == 0
     check_shares(old, folder)
     kept = folder.parent / "kept"
     shutil.copytree(folder, kept)
     gone = hosts_of(old, kept, 2, succession=says(old, new, in_office=1))
-    assert await retire(gone, done) == 7
+    assert await retire_seats(gone, done) == 7
     assert not list(kept.glob("*.share")) and len(list(kept.glob("*.bls"))) == 7
 
 
