@@ -27,9 +27,19 @@ from pathlib import Path
 
 from daifi_flows.cnft import Committee, Content, Noun, TaskSpec
 from daifi_flows.encoding import canonical_json, decode_canonical_json
+from daifi_flows.epochs import CommitteeChain
 from daifi_flows.errors import ConfigError, DaifiError, EncodingError
 
-__all__ = ["Home", "StepRecord", "read_committee", "take_home", "write_atomic", "write_committee"]
+__all__ = [
+    "Home",
+    "StepRecord",
+    "read_committee",
+    "read_handovers",
+    "take_home",
+    "write_atomic",
+    "write_committee",
+    "write_handovers",
+]
 
 _MAX_PLACES = 64
 
@@ -77,6 +87,26 @@ def read_committee(path: Path) -> Committee:
         raise ConfigError(f"committee file {path} cannot be read: {error.strerror}") from error
     except EncodingError as error:
         raise ConfigError(f"committee file {path} is damaged: {error}") from error
+
+
+def write_handovers(path: Path, chain: CommitteeChain) -> None:
+    """Write how later committees came into office, for ``daifi verify`` beside the first one's
+    keys. It needs no trust: every handover is signed by the committee before."""
+    write_atomic(path, chain.to_json())
+
+
+def read_handovers(path: Path) -> CommitteeChain:
+    """Read a file of handovers; nothing is verified yet.
+
+    Raises:
+        ConfigError: missing or damaged.
+    """
+    try:
+        return CommitteeChain.from_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"file {path} of handovers cannot be read: {error.strerror}") from error
+    except EncodingError as error:
+        raise ConfigError(f"file {path} of handovers is damaged: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,36 @@ def export_(
     )
 
 
+@app.command()
+def committees(
+    folder: Annotated[Path, typer.Argument(help="Where committee.json and handovers.json go.")],
+    ledger: Source = None,
+    json_output: Json = False,
+    home: Home = None,
+    debug: Debug = False,  # noqa: ARG001 (main looks for it)
+) -> None:
+    """Write the first committee's keys, and how each later one was put in office: with both,
+    `daifi verify` checks what any of them signed. The ledger may be running."""
+    from daifi_flows._home import write_committee, write_handovers
+    from daifi_flows.ledger import committees_in
+
+    first, chain = committees_in(_ledger(ledger, home))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_committee(folder / "committee.json", first)
+    write_handovers(folder / "handovers.json", chain)
+    last = chain.handovers[-1].committee if chain.handovers else first
+    _tell(
+        f"{folder}: committees of epochs {first.epoch} to {last.epoch}, the first of them "
+        f"0x{first.digest.hex()}",
+        {
+            "folder": str(folder),
+            "first": {"epoch": first.epoch, "digest": "0x" + first.digest.hex()},
+            "last": {"epoch": last.epoch, "digest": "0x" + last.digest.hex()},
+        },
+        json_output,
+    )
+
+
 @app.command("import")
 def import_(
     source: Annotated[

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from daifi_flows.ledger._service import LedgerService
     from daifi_flows.ledger._settlement import Settlement
     from daifi_flows.ledger._store import backup_ledger
+    from daifi_flows.ledger._succession import committees_in
     from daifi_flows.ledger._trie import StateProof, verify_state
     from daifi_flows.ledger.actor import LedgerActor, RayLedger
 
@@ -67,6 +68,7 @@ __all__ = [
     "audit",
     "backup_ledger",
     "bid_commitment",
+    "committees_in",
     "export_ledger",
     "import_ledger",
     "prove_node_key",
@@ -92,6 +94,7 @@ _HOMES = {
     "AuditReport": "_audit",
     "audit": "_audit",
     "bid_commitment": "_bids",
+    "committees_in": "_succession",
     "prove_node_key": "_nodes",
     "Certifier": "_certifier",
     "History": "_certifier",

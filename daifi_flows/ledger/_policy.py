@@ -63,7 +63,7 @@ class CommitteeParams(Noun):
     epoch_ms: Annotated[int, Field(ge=_SECOND_MS, le=365 * _DAY_MS, strict=True)] = _DAY_MS
     redraw_ms: Annotated[int, Field(ge=_SECOND_MS, le=30 * _DAY_MS, strict=True)] = 60 * _MINUTE_MS
     grace_ms: Annotated[int, Field(ge=0, le=_DAY_MS, strict=True)] = 60 * _MINUTE_MS
-    min_pledge_wei: Annotated[Wei, Field(ge=10**12, le=10**24)] = 100 * 10**18
+    min_pledge_wei: Annotated[Wei, Field(ge=10**12, le=10**24)] = 10 * 10**18
     operator_seats: Annotated[int, Field(ge=1, le=63, strict=True)] = 3
     missed_ppm: Ppm = 100_000
 

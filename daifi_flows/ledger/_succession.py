@@ -7,18 +7,26 @@ before it signed it in: read from the same file, but checked with nothing except
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate
 from daifi_flows.encoding import keccak256
-from daifi_flows.epochs import Committees, Handover, Succession
+from daifi_flows.epochs import CommitteeChain, Committees, Handover, Succession
 from daifi_flows.errors import EncodingError, LedgerCorrupted
-from daifi_flows.ledger._committees import CommitteeRecord, RollRecord, committee_key
+from daifi_flows.ledger._committees import (
+    CommitteeRecord,
+    OfficeRecord,
+    RollRecord,
+    committee_key,
+)
 from daifi_flows.ledger._params import Genesis
 from daifi_flows.ledger._seal import quorum_signed
 from daifi_flows.ledger._state import Base, decode_entry
+from daifi_flows.ledger._store import Store
 from daifi_flows.ledger._store_reads import StoreReads
+from daifi_flows.ledger._store_schema import damaged
 
-__all__ = ["certified_by", "handovers_in", "stored_handovers", "succession_in"]
+__all__ = ["certified_by", "committees_in", "handovers_in", "stored_handovers", "succession_in"]
 
 
 def handovers_in(state: Base, genesis: Genesis, after: int | None = None) -> tuple[Handover, ...]:
@@ -69,6 +77,31 @@ def stored_handovers(store: StoreReads, genesis: Genesis, epoch: int) -> tuple[H
             )
         found.append(record.handover(genesis.ledger_id))
     return tuple(found)
+
+
+def committees_in(path: Path | str) -> tuple[Committee, CommitteeChain]:
+    """A ledger file's first committee, and the handovers from it to the present one; verified. The
+    ledger may be in use.
+
+    Raises:
+        LedgerCorrupted: a handover is missing or not signed.
+        LedgerError: there is no such file, or it is of a format this version cannot read.
+        LedgerUnavailable: the file cannot be opened.
+    """
+    store = Store(Path(path), None, writable=False)
+    try:
+        with store.pinned():
+            genesis = store.genesis
+            entry = store.entry(keccak256(OfficeRecord.prefix))
+            office = decode_entry(OfficeRecord.prefix, entry.value) if entry is not None else None
+            epoch = office.epoch if isinstance(office, OfficeRecord) else genesis.committee.epoch
+            handovers = stored_handovers(store, genesis, epoch)
+        Committees(genesis.committee, handovers)
+    except EncodingError as error:
+        raise damaged(store.path, str(error), 0) from error
+    finally:
+        store.close()
+    return genesis.committee, CommitteeChain(handovers=handovers)
 
 
 def certified_by(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,14 @@ from committee_bench import (
     handed_over,
 )
 from ledger_kit import BUILDER, BUYER, COMMITTEE, DAI, STRANGER, T0
+from typer.testing import CliRunner
 
+from daifi_flows._home import read_committee, read_handovers
+from daifi_flows.cli import app
 from daifi_flows.cnft import QuorumCertificate
 from daifi_flows.epochs import CommitteeChain, Committees
 from daifi_flows.errors import (
+    ConfigError,
     EncodingError,
     LedgerCorrupted,
     LedgerError,
@@ -361,3 +366,22 @@ async def test_seats_without_the_new_shares_stop_the_ledger_and_new_ones_start_i
     await rotated.start()
     await rotated.pay()
     assert (await rotated.service.head())[0].epoch == 4
+
+
+async def test_the_command_line_writes_the_chain_of_committees(
+    rotated: World, tmp_path: Path
+) -> None:
+    out = tmp_path / "keys"
+    done = CliRunner().invoke(
+        app, ["ledger", "committees", str(out), "--ledger", str(rotated.path), "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["last"]["epoch"] == 3
+    first, chain = read_committee(out / "committee.json"), read_handovers(out / "handovers.json")
+    assert first == COMMITTEE and chain == await rotated.service.handovers()
+    assert Committees(first, chain.handovers).last == await rotated.service.committee()
+    (out / "handovers.json").write_text("{}}")
+    with pytest.raises(ConfigError, match="damaged"):
+        read_handovers(out / "handovers.json")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_handovers(out / "nothing.json")
