@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from daifi_flows.judges.panel._decide import Finding, combined_ppm, decide
-from daifi_flows.judges.panel._judge import Comparable, Judge
-from daifi_flows.judges.panel._panel import JUDGES, PRIORS, LogisticMap, Opinion, Panel
+from daifi_flows.judges.panel._head import Head, read_head, shipped_head, write_head
+from daifi_flows.judges.panel._judge import Comparable, Judge, Senses
+from daifi_flows.judges.panel._map import FEATURES, LogisticMap, read_map, shipped_map, write_map
+from daifi_flows.judges.panel._panel import JUDGES, UNKNOWN, Opinion, Panel, decode_features
 
 __all__ = [
+    "FEATURES",
     "JUDGES",
-    "PRIORS",
+    "UNKNOWN",
     "Comparable",
     "Finding",
+    "Head",
     "Judge",
     "LogisticMap",
     "Opinion",
     "Panel",
+    "Senses",
     "combined_ppm",
     "decide",
+    "decode_features",
+    "read_head",
+    "read_map",
+    "shipped_head",
+    "shipped_map",
+    "write_head",
+    "write_map",
 ]

@@ -1,13 +1,20 @@
-"""Judge: cosine similarity of sentence embeddings. It is a feature, not a probability."""
+"""Judge: sentence embeddings, as they are and through the head that was trained on opposites."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar, Final
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from daifi_flows.errors import DaifiError
-from daifi_flows.judges.panel._judge import Comparable, Embed
+from daifi_flows.judges.panel._align import align
+from daifi_flows.judges.panel._head import Head, shipped_head
+from daifi_flows.judges.panel._judge import Comparable, Embed, Senses
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["EmbeddingJudge"]
 
@@ -18,46 +25,81 @@ MAX_CHUNKS: Final = 32
 
 
 class EmbeddingJudge:
-    """``cosine``: the *smallest* cosine over aligned chunks of both texts, clipped to [0, 1].
+    """``cosine``: the *smallest* cosine over the passages that differ, clipped to [0, 1]; ``head``:
+    the smallest score of the trained head over them (:mod:`_head`).
 
-    The smallest, so that a long answer cannot hide one wrong paragraph among right ones. NaN when
-    there is no embedder, or it fails or returns something that is not a finite unit vector.
-    Measured (FACTS): a negated sentence has 0.81, a swapped fact 0.75, a paraphrase 0.966.
+    The smallest, so that a long answer cannot hide one wrong passage among right ones; a passage
+    that one side has more scores 0. NaN when there is no embedder, or it fails or returns something
+    that is not a finite unit vector of the head's width. Measured (FACTS): a negated sentence has
+    cosine 0.81, a swapped fact 0.75, a paraphrase 0.966.
+
+    Args:
+        head: the one that ships by default.
     """
 
     name: ClassVar[str] = "embedding"
 
+    def __init__(self, head: Head | None = None) -> None:
+        self._head = head
+
     def features(
-        self, claimed: Comparable, expected: Comparable, embed: Embed | None
+        self, claimed: Comparable, expected: Comparable, senses: Senses
     ) -> Mapping[str, float]:
         """See :class:`Judge`."""
-        return {"cosine": _cosine(claimed, expected, embed)}
+        cosine, head = self._scores(claimed, expected, senses.embed)
+        return {"cosine": cosine, "head": head}
+
+    def _scores(
+        self, claimed: Comparable, expected: Comparable, embed: Embed | None
+    ) -> tuple[float, float]:
+        unknown = (math.nan, math.nan)
+        if claimed.same_bytes(expected):
+            return 1.0, 1.0  # spares the model where it could only confirm
+        if embed is None or not (claimed.readable and expected.readable):
+            return unknown
+        pairs = align(claimed.text, expected.text)
+        if pairs is None:
+            return unknown
+        chunks = [pair for one, other in pairs for pair in _chunks(one, other)]
+        if not chunks:
+            return (1.0, 1.0) if claimed.text.strip() else unknown
+        if len(chunks) > MAX_CHUNKS:
+            return unknown
+        if not all(one and other for one, other in chunks):
+            return 0.0, 0.0
+        left, right = zip(*chunks, strict=True)
+        rows = _embedded([*left, *right], embed)
+        if rows is None:
+            return unknown
+        one, other = rows[: len(left)], rows[len(left) :]
+        cosine = float((one * other).sum(axis=1).min())
+        head = self._head or shipped_head()
+        scores = head.scores(one, other) if head.width == rows.shape[1] else None
+        score = math.nan if scores is None else float(scores.min())
+        return min(max(cosine, 0.0), 1.0), score
 
 
-def _cosine(claimed: Comparable, expected: Comparable, embed: Embed | None) -> float:
-    if claimed.raw == expected.raw and claimed.media_type == expected.media_type:
-        return 1.0  # spares the model where it could only confirm
-    if embed is None or not (claimed.readable and expected.readable):
-        return math.nan
-    left, right = _chunks(claimed.text), _chunks(expected.text)
-    if not left or not right or max(len(left), len(right)) > MAX_CHUNKS:
-        return math.nan
-    if len(left) != len(right):  # cannot be aligned: one has at least a chunk more to say
-        return 0.0
+def _embedded(texts: Sequence[str], embed: Embed) -> NDArray[np.float32] | None:
+    """Finite unit rows ``[len(texts), d]``, or ``None``."""
+    import numpy as np
+
     try:
-        rows = embed([*left, *right])  # [2 * chunks, d]
-        if len(rows.shape) != 2 or rows.shape[0] != 2 * len(left):
-            return math.nan
-        cosines = (rows[: len(left)] * rows[len(left) :]).sum(axis=1)
+        rows = np.asarray(embed(texts), np.float32)
+    except (DaifiError, AttributeError, TypeError, ValueError, RuntimeError, OSError):
+        return None
+    if rows.ndim != 2 or rows.shape[0] != len(texts) or not rows.shape[1]:
+        return None
+    with np.errstate(all="ignore"):
         norms = (rows * rows).sum(axis=1)
-    except (DaifiError, AttributeError, TypeError, ValueError, RuntimeError):
-        return math.nan
-    if not all(abs(float(norm) - 1.0) < 0.01 for norm in norms):  # false for NaN too
-        return math.nan
-    return min(max(float(cosines.min()), 0.0), 1.0)
+    return rows if bool((np.abs(norms - 1.0) < 0.01).all()) else None  # false for NaN too
 
 
-def _chunks(text: str) -> list[str]:
+def _chunks(one: str, other: str) -> list[tuple[str, str]]:
+    left, right = _parts(one), _parts(other)
+    return list(zip_longest(left, right, fillvalue=""))
+
+
+def _parts(text: str) -> list[str]:
     words = text.split()
     return [
         " ".join(words[start : start + CHUNK_WORDS]) for start in range(0, len(words), CHUNK_WORDS)

@@ -1,4 +1,4 @@
-"""The interface every judge implements, and how contents are made comparable."""
+"""The interface every judge implements, what it may use, and how contents are made comparable."""
 
 from __future__ import annotations
 
@@ -16,15 +16,42 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Comparable", "Embed", "Judge", "comparable", "normalised"]
+__all__ = [
+    "Chat",
+    "Comparable",
+    "Embed",
+    "Judge",
+    "Likelihood",
+    "Senses",
+    "comparable",
+    "normalised",
+    "sentences",
+]
 
 Embed = Callable[[Sequence[str]], "NDArray[np.float32]"]
 """Unit-norm sentence embeddings, ``[len(texts), d]``."""
+
+Likelihood = Callable[[str], Sequence[float]]
+"""Log-probability (natural) of each token of a text as the answer to this task's prompt, under the
+committee's own copy of the model."""
+
+Chat = Callable[[str, str], str]
+"""``(instructions, data)`` to a language model's raw answer."""
 
 MAX_TEXT: int = 200_000
 """Characters of each side that judges read; a longer text equals another only byte for byte."""
 
 MAX_LEAVES: int = 20_000
+
+
+@dataclass(frozen=True)
+class Senses:
+    """What judges may ask beside the two contents. Each sense may be absent, and may fail: what it
+    would have told is then unknown."""
+
+    embed: Embed | None = None
+    likelihood: Likelihood | None = None
+    chat: Chat | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +66,7 @@ class Comparable:
         measures: JSON floats, and numbers under a key with ``_ppm``: measured quantities,
             compared within a tolerance and not as facts.
         readable: whether the bytes are what the media type says, within bounds.
+        value: as parsed; ``None`` when unreadable.
     """
 
     media_type: str
@@ -47,19 +75,24 @@ class Comparable:
     whole: str = ""
     measures: Mapping[str, int | float] = field(default_factory=lambda: {})
     readable: bool = True
+    value: Any = None
+
+    def same_bytes(self, other: Comparable) -> bool:
+        """Whether type and bytes are equal."""
+        return (self.media_type, self.raw) == (other.media_type, other.raw)
 
 
 class Judge(Protocol):
     """One way to compare a claim with what the committee got.
 
     A judge returns features, not verdicts: the panel's model turns all of them into one
-    probability. It never raises for any content.
+    probability. It never raises for any content, nor for a sense that fails.
     """
 
     name: ClassVar[str]
 
     def features(
-        self, claimed: Comparable, expected: Comparable, embed: Embed | None
+        self, claimed: Comparable, expected: Comparable, senses: Senses
     ) -> Mapping[str, float]:
         """Named numbers in [0, 1]; NaN for what could not be computed."""
         ...
@@ -90,7 +123,7 @@ def comparable(content: Content) -> Comparable:
         text = inner if isinstance(inner, str) else whole
     if len(whole) > MAX_TEXT:
         return unreadable
-    return Comparable(content.media_type, content.data, text, whole, measures)
+    return Comparable(content.media_type, content.data, text, whole, measures, value=value)
 
 
 def _flatten(value: Any, path: str, lines: list[str], measures: dict[str, int | float]) -> None:
@@ -121,3 +154,15 @@ def normalised(text: str) -> str:
     """
     text = unicodedata.normalize("NFKC", text).translate(_QUOTES)
     return _SPACE.sub(" ", text).strip().casefold()
+
+
+_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\s*\n+\s*")
+
+
+def sentences(text: str) -> list[str]:
+    """A text's sentences and lines, none of them empty.
+
+    >>> sentences("It is 3.5 m. Is it?\\nYes")
+    ['It is 3.5 m.', 'Is it?', 'Yes']
+    """
+    return [part for part in _SENTENCE.split(text) if part.strip()]

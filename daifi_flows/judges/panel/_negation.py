@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
-from daifi_flows.judges.panel._judge import Comparable, Embed, normalised
+from daifi_flows.judges.panel._align import align
+from daifi_flows.judges.panel._judge import Comparable, Senses, normalised
 
 __all__ = ["NegationJudge", "polarity"]
 
@@ -14,7 +16,8 @@ _NEGATIONS: Final = frozenset(
     (
         "not", "no", "never", "none", "neither", "nor", "nobody", "nothing", "nowhere", "cannot",
         "without", "hardly", "barely", "isnt", "arent", "wasnt", "werent", "dont", "doesnt",
-        "didnt", "wont", "cant", "couldnt", "shouldnt", "wouldnt",
+        "didnt", "wont", "cant", "couldnt", "shouldnt", "wouldnt", "refused", "refuses", "failed",
+        "fails", "lacks", "lacked",
     )
 )  # fmt: skip
 """Cues of the negation-scope literature (Morante & Blanco, *SEM 2012 shared task), single
@@ -28,6 +31,7 @@ _SIGNS: Final = {
     "decrease": ("trend", -1), "decreases": ("trend", -1), "decreased": ("trend", -1),
     "accept": ("accept", 1), "accepted": ("accept", 1),
     "reject": ("accept", -1), "rejected": ("accept", -1),
+    "safe": ("safe", 1), "unsafe": ("safe", -1), "open": ("open", 1), "closed": ("open", -1),
 }  # fmt: skip
 
 
@@ -47,15 +51,30 @@ def polarity(text: str) -> tuple[int, Mapping[str, int]]:
     return cues, {pair: total for pair, total in balance.items() if total}
 
 
+def _odd(text: str) -> int:
+    """Whether a text denies an odd number of times, opposites counted as denials."""
+    cues, balance = polarity(text)
+    return (cues + sum(total < 0 for total in balance.values())) % 2
+
+
 class NegationJudge:
-    """``polarity_differs``: 1 when one side negates more often, or leans the other way."""
+    """``negations_differ``: 1 when in some passage one side negates more often, or leans the other
+    way in a pair of opposites. ``polarity_differs``: 1 when in some passage the sides differ in
+    whether denials and the negative words of such pairs are odd in number, so that "not possible"
+    equals "impossible". Passages are those that :func:`align` pairs."""
 
     name: ClassVar[str] = "negation"
 
     def features(
-        self, claimed: Comparable, expected: Comparable, embed: Embed | None
+        self, claimed: Comparable, expected: Comparable, senses: Senses
     ) -> Mapping[str, float]:
         """See :class:`Judge`."""
-        del embed
-        differs = polarity(claimed.text) != polarity(expected.text)
-        return {"polarity_differs": float(differs)}
+        del senses
+        pairs = None
+        if claimed.readable and expected.readable:
+            pairs = align(claimed.text, expected.text)
+        if pairs is None:
+            return {"negations_differ": math.nan, "polarity_differs": math.nan}
+        differ = any(polarity(one) != polarity(other) for one, other in pairs)
+        turned = any(_odd(one) != _odd(other) for one, other in pairs)
+        return {"negations_differ": float(differ), "polarity_differs": float(turned)}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import ClassVar, Final
 
-from daifi_flows.judges.panel._judge import Comparable, Embed, normalised
+from daifi_flows.judges.panel._judge import Comparable, Senses, normalised
 
 __all__ = ["NumbersJudge", "quantities"]
 
@@ -18,7 +19,7 @@ _NUMBER = re.compile(
     r"(?P<tail>\s?(?:%|[a-zµ°]+(?:/[a-z]+)?))?"
 )
 
-_WORDS: Final = {
+WORDS: Final = {
     "zero": 0, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8,
     "nine": 9, "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14,
     "fifteen": 15, "sixteen": 16, "seventeen": 17, "eighteen": 18, "nineteen": 19, "twenty": 20,
@@ -93,20 +94,33 @@ def quantities(text: str) -> Counter[tuple[str, str]]:
         unit = _UNITS.get((match["tail"] or "").strip()) or _UNITS.get(match["currency"], "")
         found[(name, unit)] += 1
     for word in re.findall(r"[a-z]+", text):
-        if word in _WORDS:
-            found[(str(_WORDS[word]), "")] += 1
+        if word in WORDS:
+            found[(str(WORDS[word]), "")] += 1
     return found
 
 
 class NumbersJudge:
-    """``numbers_differ``: 1 when a value or a unit is on one side only."""
+    """``numbers_differ``: 1 when a value is on one side only, or more often there.
+    ``units_differ``: 1 when the values agree and a unit does not."""
 
     name: ClassVar[str] = "numbers"
 
     def features(
-        self, claimed: Comparable, expected: Comparable, embed: Embed | None
+        self, claimed: Comparable, expected: Comparable, senses: Senses
     ) -> Mapping[str, float]:
         """See :class:`Judge`."""
-        del embed
-        differ = quantities(claimed.whole) != quantities(expected.whole)
-        return {"numbers_differ": float(differ)}
+        del senses
+        if not (claimed.readable and expected.readable):
+            return {"numbers_differ": math.nan, "units_differ": math.nan}
+        left, right = quantities(claimed.whole), quantities(expected.whole)
+        if left == right:
+            return {"numbers_differ": 0.0, "units_differ": 0.0}
+        differ = _values(left) != _values(right)
+        return {"numbers_differ": float(differ), "units_differ": float(not differ)}
+
+
+def _values(found: Counter[tuple[str, str]]) -> Counter[str]:
+    values: Counter[str] = Counter()
+    for (value, _), times in found.items():
+        values[value] += times
+    return values

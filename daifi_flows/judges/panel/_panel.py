@@ -4,70 +4,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from daifi_flows.cnft import PPM, Content
+from daifi_flows.errors import EncodingError
 from daifi_flows.judges.panel._embedding import EmbeddingJudge
+from daifi_flows.judges.panel._entities import EntitiesJudge
 from daifi_flows.judges.panel._exact import ExactJudge
-from daifi_flows.judges.panel._judge import Embed, Judge, comparable
+from daifi_flows.judges.panel._judge import Judge, Senses, comparable
+from daifi_flows.judges.panel._likelihood import LikelihoodJudge
+from daifi_flows.judges.panel._llm import LlmJudge
+from daifi_flows.judges.panel._map import FEATURES, LogisticMap, shipped_map
 from daifi_flows.judges.panel._negation import NegationJudge
 from daifi_flows.judges.panel._numbers import NumbersJudge
+from daifi_flows.judges.panel._roles import RolesJudge
+from daifi_flows.judges.panel._structure import StructureJudge
+from daifi_flows.judges.panel._tensor import MAX_RELATIVE_ERROR, MIN_COSINE, TensorJudge
+from daifi_flows.judges.panel._text import TextJudge
 
-__all__ = ["JUDGES", "PRIORS", "LogisticMap", "Opinion", "Panel"]
+__all__ = ["JUDGES", "UNKNOWN", "Opinion", "Panel", "decode_features"]
 
 JUDGES: Final[tuple[Judge, ...]] = (
     ExactJudge(),
+    TextJudge(),
     NumbersJudge(),
+    EntitiesJudge(),
+    RolesJudge(),
     NegationJudge(),
+    StructureJudge(),
+    TensorJudge(),
     EmbeddingJudge(),
+    LikelihoodJudge(),
+    LlmJudge(),
 )
-"""Adding a judge is adding a file and a line here (and a weight below)."""
+"""Adding a judge is adding a file, a line here, and its features to ``FEATURES``."""
 
+UNKNOWN: Final = PPM + 1
+"""What stands for NaN where features travel as integers."""
 
-@dataclass(frozen=True)
-class LogisticMap:
-    """``P(claim ≈ committee) = 1 / (1 + exp(−(bias + Σ weight·feature)))``.
+SAME_TEXT_PPM: Final = 999_000
+"""For the same words up to case, spaces and Unicode form, and for tensors within the tolerances: a
+rule, not a measurement. It is not certainty, because a capital can be a name."""
 
-    A feature that is NaN takes its value from ``unknown``: the least favourable one.
-    """
+APART_PPM: Final = 1_000
+"""For what cannot say the same: another type, unreadable bytes, tensors out of tolerance."""
 
-    bias: float
-    weights: Mapping[str, float]
-    unknown: Mapping[str, float] = field(default_factory=lambda: {})
+CLOSED_EYES_PPM: Final = 500_000
+"""Most that the panel says where a judge it relies on saw nothing, or the language model found a
+difference: enough to accuse nobody, too little to accept."""
 
-    def logit(self, features: Mapping[str, float]) -> float:
-        """Log-odds, natural logarithm."""
-        logit = self.bias
-        for name, weight in self.weights.items():
-            value = features.get(name, math.nan)
-            if not math.isfinite(value):
-                value = self.unknown.get(name, 0.0)
-            logit += weight * min(max(value, 0.0), 1.0)
-        return logit
-
-
-PRIORS: Final = LogisticMap(
-    bias=-6.0,
-    weights={
-        "cosine": 8.0,
-        "normalised": 8.0,
-        "exact": 4.0,
-        "numbers_differ": -8.0,
-        "polarity_differs": -10.0,
-    },
-    unknown={"cosine": 0.5},
-)
-"""Uncalibrated priors, chosen by hand and not fitted to data. They encode three beliefs:
-
-* cosine alone never accepts: its best logit is −6 + 8 = 2, a probability of 0.88. Free text that
-  is not the committee's own words up to spelling stays unproven until a calibrated map replaces
-  this one;
-* the same text up to spelling accepts, with any cosine of at least 0.33 (logit ≥ 4.6, 0.99);
-* a different number or a turned polarity contradicts, at any cosine (logit ≤ −6, 0.0025).
-
-An unknown cosine counts as 0.5: it neither accuses an unreadable model nor vouches for a text.
-"""
+_MOST_LOG_ODDS: Final = math.log(PPM)
 
 
 @dataclass(frozen=True)
@@ -76,7 +63,7 @@ class Opinion:
 
     Attributes:
         probability_ppm: that the claim says the same as the committee's re-execution.
-        log_odds: the same, natural logarithm of the odds.
+        log_odds: the same, natural logarithm of the odds, within ±ln 1,000,000.
         features: each judge's numbers, NaN for what could not be computed.
     """
 
@@ -84,43 +71,121 @@ class Opinion:
     log_odds: float
     features: Mapping[str, float]
 
+    @property
+    def encoded(self) -> tuple[int, ...]:
+        """The features in ppm, in the order of ``FEATURES``; :data:`UNKNOWN` stands for NaN."""
+        found: list[int] = []
+        for name in FEATURES:
+            value = self.features.get(name, math.nan)
+            found.append(
+                round(PPM * min(max(value, 0.0), 1.0)) if math.isfinite(value) else UNKNOWN
+            )
+        return tuple(found)
+
     def describe(self) -> str:
         """One line for the vote's reason."""
         features = self.features
         if features.get("exact") == 1.0:
             return "judges: identical"
-        cosine = features.get("cosine", math.nan)
-        return "judges: " + ", ".join(
-            [
-                "same text" if features.get("normalised") == 1.0 else "different text",
-                "numbers differ" if features.get("numbers_differ") else "numbers agree",
-                "polarity differs" if features.get("polarity_differs") else "polarity agrees",
-                f"cosine {cosine:.3f}" if math.isfinite(cosine) else "cosine unknown",
-            ]
-        )
+        if features.get("normalised") == 1.0:
+            return "judges: same text"
+        said = [f"judges: {self.probability_ppm / PPM:.1%} the same"]
+        said += [
+            words
+            for name, words in _SAID.items()
+            if features.get(name, 0.0) > 0  # false for NaN
+        ]
+        cosine, head = features.get("cosine", math.nan), features.get("head", math.nan)
+        if math.isfinite(cosine):
+            said.append(f"cosine {cosine:.3f}, head {head:.3f}")
+        elif math.isfinite(error := features.get("tensor_error", math.nan)):
+            said.append(f"relative error {error:.2g}")
+        else:
+            said.append("cosine unknown")
+        return ", ".join(said)
+
+
+_SAID: Final = {
+    "numbers_differ": "numbers differ",
+    "units_differ": "units differ",
+    "names_differ": "names differ",
+    "disguised": "letters in disguise",
+    "roles_differ": "roles may be exchanged",
+    "polarity_differs": "polarity differs",
+    "structure_differs": "structure differs",
+}
+
+
+def decode_features(encoded: Sequence[int]) -> dict[str, float]:
+    """The features in :attr:`Opinion.encoded`, for reports; empty when a panel saw nothing.
+
+    Raises:
+        EncodingError: there are not as many as features, or one is not ppm or :data:`UNKNOWN`.
+    """
+    if not encoded:
+        return {}
+    if len(encoded) != len(FEATURES) or not all(
+        type(each) is int and 0 <= each <= UNKNOWN for each in encoded
+    ):
+        raise EncodingError(f"a panel's features are {len(FEATURES)} numbers of ppm")
+    return {
+        name: math.nan if value == UNKNOWN else value / PPM
+        for name, value in zip(FEATURES, encoded, strict=True)
+    }
 
 
 @dataclass(frozen=True)
 class Panel:
     """All judges and the map from their features to a probability.
 
-    >>> same = Panel().compare(Content.text("4", bytes(32)), Content.text(" 4", bytes(32)), None)
+    Args:
+        map: the one that ships by default.
+
+    >>> same = Panel().compare(Content.text("4", bytes(32)), Content.text(" 4", bytes(32)))
     >>> same.features["normalised"], same.features["numbers_differ"]
     (1.0, 0.0)
     """
 
     judges: Sequence[Judge] = JUDGES
-    map: LogisticMap = PRIORS
+    map: LogisticMap | None = None
 
-    def compare(self, claimed: Content, expected: Content, embed: Embed | None) -> Opinion:
+    def compare(self, claimed: Content, expected: Content, senses: Senses | None = None) -> Opinion:
         """Judge what a node claims against what the committee got. Never raises for content.
 
-        Args:
-            embed: unit-norm sentence embeddings, or none when no model is at hand.
+        Models are asked only where the texts differ by more than spelling.
         """
         left, right = comparable(claimed), comparable(expected)
+        senses = senses or Senses()
         features: dict[str, float] = {}
         for judge in self.judges:
-            features.update(judge.features(left, right, embed))
-        logit = self.map.logit(features)
-        return Opinion(int(PPM / (1.0 + math.exp(-logit))), logit, features)
+            if features.get("normalised") == 1.0 and "exact" in features:
+                senses = Senses()  # models could only confirm
+            features.update(judge.features(left, right, senses))
+        if left.same_bytes(right):
+            return _opinion(_MOST_LOG_ODDS, features)
+        if left.media_type != right.media_type or not (left.readable and right.readable):
+            return _opinion(_log_odds(APART_PPM), features)
+        if math.isfinite(error := features.get("tensor_error", math.nan)):
+            near = error <= MAX_RELATIVE_ERROR and features["tensor_cosine"] >= MIN_COSINE
+            return _opinion(_log_odds(SAME_TEXT_PPM if near else APART_PPM), features)
+        if features.get("normalised") == 1.0:
+            said = _log_odds(SAME_TEXT_PPM)
+            return _opinion(said if features.get("disguised") == 0.0 else 0.0, features)
+        logit = (self.map or shipped_map()).logit(features)
+        blind = any(not math.isfinite(features.get(name, math.nan)) for name in _NEEDED)
+        if blind or features.get("llm", 1.0) <= 0.5:  # false for NaN: it was not asked
+            logit = min(logit, _log_odds(CLOSED_EYES_PPM))
+        return _opinion(logit, features)
+
+
+_NEEDED: Final = ("words", "names_differ", "negations_differ", "roles_differ", "cosine", "head")
+
+
+def _log_odds(ppm: int) -> float:
+    return math.log(ppm / (PPM - ppm))
+
+
+def _opinion(logit: float, features: Mapping[str, float]) -> Opinion:
+    logit = min(max(logit, -_MOST_LOG_ODDS), _MOST_LOG_ODDS)
+    ppm = PPM if features.get("exact") == 1.0 else int(PPM / (1.0 + math.exp(-logit)))
+    return Opinion(ppm, logit, features)
