@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from daifi_flows._judges_cli import app as judges_app
 from daifi_flows._ledger_cli import app as ledger_app
 from daifi_flows.errors import ConfigError, DaifiError
 
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 
 app.add_typer(ledger_app)
+app.add_typer(judges_app)
 
 Home = Annotated[Path | None, typer.Option(help="Ledgers, keys and caches (or DAIFI_HOME).")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and library logs.")]
