@@ -7,36 +7,32 @@ Public names; the Ray side (``SeatHost``, ``CommitteeClient``, ``RayCertifier``)
 from __future__ import annotations
 
 from daifi_flows.judges._blocks import BlockValidator
-from daifi_flows.judges._committee import (
-    Complaint,
-    Evidence,
-    Phase,
-    ReviewState,
-    Tally,
-    check_committee,
-)
+from daifi_flows.judges._committee import Phase, ReviewState, check_committee
+from daifi_flows.judges._evidence import Complaint, Evidence
 from daifi_flows.judges._keygen_client import HandedOn, hand_on, make_group_key, retire_seats
-from daifi_flows.judges._messages import HostLost
+from daifi_flows.judges._messages import HostLost, subject_of
 from daifi_flows.judges._office import SeatOffice
-from daifi_flows.judges._report import ReviewReport, SeatReport
+from daifi_flows.judges._report import ChunkReport, ReviewReport, SeatReport
 from daifi_flows.judges._seat import SeatKeys, bare_committee, make_committee
+from daifi_flows.judges._tally import ChunkTally, Tally
 from daifi_flows.judges.panel import (
     JUDGES,
-    PRIORS,
     Comparable,
     Finding,
     Judge,
     LogisticMap,
     Opinion,
     Panel,
+    Senses,
     combined_ppm,
     decide,
 )
 
 __all__ = [
     "JUDGES",
-    "PRIORS",
     "BlockValidator",
+    "ChunkReport",
+    "ChunkTally",
     "Comparable",
     "Complaint",
     "Evidence",
@@ -53,6 +49,7 @@ __all__ = [
     "SeatKeys",
     "SeatOffice",
     "SeatReport",
+    "Senses",
     "Tally",
     "bare_committee",
     "check_committee",
@@ -62,4 +59,5 @@ __all__ = [
     "make_committee",
     "make_group_key",
     "retire_seats",
+    "subject_of",
 ]

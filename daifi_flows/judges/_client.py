@@ -1,28 +1,80 @@
-"""Collecting a review: three rounds over seat hosts, whatever carries the messages."""
+"""Collecting a review: beacon, waves of votes and signatures, whatever carries the messages."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
 
-from daifi_flows.cnft import Attestation, Committee, ReviewRequest, Subject, VoteCommit, VoteReveal
+from daifi_flows.cnft import (
+    FULL_WAVE,
+    Attestation,
+    Committee,
+    Noun,
+    ReviewRequest,
+    Subject,
+    VoteCommit,
+    VoteReveal,
+)
 from daifi_flows.errors import CommitteeError, EncodingError
-from daifi_flows.judges._committee import ReviewState, check_committee
-from daifi_flows.judges._messages import CommitReply, RevealReply, SeatTransport, SignReply
-from daifi_flows.judges._office import MAX_MESSAGE_BYTES, commits_of, reveals_of
+from daifi_flows.judges._assignment import replacements
+from daifi_flows.judges._committee import Phase, ReviewState, check_committee
+from daifi_flows.judges._messages import (
+    MAX_WORD_BYTES,
+    Case,
+    CommitReply,
+    Look,
+    OpenReply,
+    Record,
+    RevealReply,
+    SeatTransport,
+    SignReply,
+    pack,
+    subject_of,
+    unpack,
+)
 from daifi_flows.judges._report import ReviewReport, report_of
-from daifi_flows.judges._rounds import ask_all
+from daifi_flows.judges._rounds import Round, ask_all
 
 __all__ = ["ReviewClient"]
 
 POST_QUORUM_S: Final = 1.0
 """How long a decided outcome waits for further signers, so that the bitmap shows who agreed."""
+POST_BEACON_S: Final = 0.25
+"""How long a known beacon waits for further hosts, which may say that the review is a resumed
+one."""
+MAX_MESSAGES: Final = 1024
+"""Most messages of one kind taken from one host: 63 seats, a few waves each."""
 
-MAX_MESSAGES: Final = 256
-"""Most messages of one kind taken from one host: 63 seats, a few each."""
+_NONSENSE: Final = (AttributeError, IndexError, TypeError, ValueError)
+
+R = TypeVar("R")
+N = TypeVar("N", bound=Noun)
+
+
+@dataclass
+class _Run:
+    """One review on its way.
+
+    Attributes:
+        where: which hosts say they have a seat.
+        asked: for each wave the chunks that each seat was asked about.
+        opened: which hosts have opened votes of a look (before all seats: true).
+        locked, signed: what more seats than may lie say about an earlier client's review.
+    """
+
+    subject: Subject
+    case: Case
+    payload: Any
+    state: ReviewState
+    deadline: float
+    where: dict[int, set[int]] = field(default_factory=lambda: {})
+    asked: dict[int, dict[int, tuple[int, ...]]] = field(default_factory=lambda: {})
+    opened: set[tuple[int, bool]] = field(default_factory=set[tuple[int, bool]])
+    locked: tuple[Look | None, Look | None] = (None, None)
+    signed: Record | None = None
 
 
 class ReviewClient:
@@ -33,8 +85,8 @@ class ReviewClient:
         hosts: transports to the seat hosts.
         committee: whose seats they hold.
         timeout_s: for a whole review, restarts of hosts included.
-        grace_s: how long the rest is waited for, at least, once a quorum has answered. It is as
-            long again as the quorum took, when that is longer.
+        grace_s: how long silent seats are waited for, at least, before others are asked in their
+            place. It is as long again as the first answers took, when that is longer.
 
     Raises:
         CommitteeError: the committee is unsound.
@@ -55,164 +107,323 @@ class ReviewClient:
         self.grace_s = grace_s
 
     async def review(
-        self, request: ReviewRequest, payload: Any = None
+        self, request: ReviewRequest, share: Callable[[Case], Any] = lambda case: case
     ) -> tuple[Attestation, ReviewReport]:
         """The committee's signed finding on a node's result. Repeating it gives the same finding.
 
         Args:
-            payload: what to send in place of ``request`` (a transport's own reference to it).
+            share: makes what the transport sends in place of the case (its own reference to it).
 
         Raises:
             CommitteeError: no quorum answered in time, or the seats refuse the request.
         """
         loop = asyncio.get_running_loop()
-        clock = [loop.time()]
-        deadline = clock[0] + self.timeout_s
-        subject = Subject.of(request)
-        if subject.committee != self.committee.digest:
+        started = loop.time()
+        if request.committee.digest != self.committee.digest:
             raise CommitteeError("the review names another committee than this client's")
-        state, signed = await self._commit(
-            subject, request if payload is None else payload, deadline
-        )
-        clock.append(loop.time())
-        state = await self._reveal(state, signed, deadline)
-        clock.append(loop.time())
-        state, attestation = await self._sign(state, deadline)
-        clock.append(loop.time())
-        spans = [round((b - a) * 1000) for a, b in pairwise(clock)]
-        timings = dict(zip(("commit", "reveal", "sign"), spans, strict=True))
-        return attestation, report_of(state, {**timings, "total": sum(spans)})
+        subject, case = subject_of(request), Case.of(request)
+        state = ReviewState.start(subject, self.committee)
+        run = _Run(subject, case, share(case), state, started + self.timeout_s)
+        clock = {"open": await self._timed(self._open(run))}
+        if run.signed is not None:
+            self._repeat(run, run.signed)
+        clock |= {"commit": 0, "reveal": 0}
+        for full in (False, True):
+            if run.state.phase is (Phase.FULL_COMMIT if full else Phase.COMMIT):
+                clock["commit"] += await self._timed(self._votes(run, full=full))
+                clock["reveal"] += await self._timed(self._reveal(run, full=full))
+        found: list[Attestation] = []
+        clock["sign"] = await self._timed(self._sign(run, found))
+        clock["total"] = round((loop.time() - started) * 1000)
+        return found[0], report_of(run.state, run.asked, clock)
+
+    async def _timed(self, step: Awaitable[None]) -> int:
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        await step
+        return round((loop.time() - before) * 1000)
 
     def _patience(self, waited_s: float) -> float:
         return max(self.grace_s, waited_s)
 
-    async def _commit(
-        self, subject: Subject, payload: Any, deadline: float
-    ) -> tuple[ReviewState, tuple[bytes, ...] | None]:
-        state = ReviewState(subject, self.committee)
-        resumed: Counter[tuple[tuple[bytes, ...] | None, tuple[bytes, ...] | None]] = Counter()
+    # The beacon
 
-        def absorb(_: int, reply: CommitReply) -> None:
-            nonlocal state
-            for item in _bounded(reply.commits):
-                if (commit := _commit_of(item)) is not None:
-                    state = state.add_commit(commit)
-            if reply.locked is not None:
-                resumed[(reply.locked, reply.signed)] += len(set(reply.seats))
+    async def _open(self, run: _Run) -> None:
+        subject, docket = run.subject.canonical(), pack(run.case.docket)
+        locked: tuple[Counter[bytes], Counter[bytes]] = (Counter(), Counter())
+        signed: Counter[bytes] = Counter()
+        refused: list[str] = []
 
-        def patience_s(waited_s: float) -> float | None:
-            if len(state.committed) == len(self.committee.seats):
-                return 0.0
-            return self._patience(waited_s) if self._quorum(len(state.committed)) else None
-
-        outcome = await ask_all(
-            self.hosts, lambda host: host.commit(payload), absorb, patience_s, deadline=deadline
-        )
-        if not self._quorum(len(state.committed)):
-            raise CommitteeError(
-                f"{len(state.committed)} of {len(self.committee.seats)} seats voted and "
-                f"{self.committee.quorum} are needed: {outcome.describe(len(self.hosts))}; look at "
-                "the seat hosts' logs and run the step again",
-                failures=dict(outcome.failures),
-            )
-        for (locked, signed), seats in resumed.most_common():
-            # more seats than may lie say that this review was opened before: go on from there
-            if locked is not None and seats > self.committee.faults:
-                earlier = ReviewState(subject, self.committee)
-                for item in _bounded(locked):
-                    if (commit := _commit_of(item)) is not None:
-                        earlier = earlier.add_commit(commit)
-                if self._quorum(len(earlier.committed)):
-                    return earlier.close_commits(), signed
-        return state.close_commits(), None
-
-    async def _reveal(
-        self, state: ReviewState, signed: tuple[bytes, ...] | None, deadline: float
-    ) -> ReviewState:
-        subject, commits = state.subject.canonical(), commits_of(state)
-        opened = state
-
-        def absorb(_: int, reply: RevealReply) -> None:
-            nonlocal opened
-            for item in _bounded(reply.reveals):
-                if (reveal := _reveal_of(item)) is not None:
-                    opened = opened.add_reveal(reveal)
-
-        def patience_s(waited_s: float) -> float | None:
-            if opened.reveals.keys() == opened.committed.keys():
-                return 0.0
-            tally = opened.tally()
-            if max(tally.accepts, tally.rejects) >= self.committee.quorum:
-                return POST_QUORUM_S
-            return self._patience(waited_s) if self._quorum(len(opened.reveals)) else None
-
-        outcome = await ask_all(
-            self.hosts,
-            lambda host: host.reveal(subject, commits),
-            absorb,
-            patience_s,
-            deadline=deadline,
-        )
-        if not self._quorum(len(opened.reveals)):
-            raise CommitteeError(
-                f"{len(opened.reveals)} seats opened their votes and {self.committee.quorum} are "
-                f"needed: {outcome.describe(len(self.hosts))}; run the step again",
-                failures=dict(outcome.failures),
-            )
-        if signed is not None:
-            earlier = state
-            for item in _bounded(signed):
-                if (reveal := _reveal_of(item)) is not None:
-                    earlier = earlier.add_reveal(reveal)
-            opened = earlier
-        return opened.close_reveals()
-
-    async def _sign(self, state: ReviewState, deadline: float) -> tuple[ReviewState, Attestation]:
-        subject = state.subject.canonical()
-        commits, reveals = commits_of(state), reveals_of(state)
-        found: Attestation | None = None
-
-        def absorb(_: int, reply: SignReply) -> None:
-            nonlocal state, found
-            for index, partial in reply.partials[:MAX_MESSAGES]:
-                state = state.add_partial(index, partial)
-            state, found = state.attested()
+        def absorb(number: int, reply: OpenReply) -> None:
+            seats = {seat for seat in reply.seats if 0 <= seat < len(self.committee.seats)}
+            for seat in seats:
+                run.where.setdefault(seat, set()).add(number)
+            for index, share in reply.shares[:MAX_MESSAGES]:
+                run.state = run.state.add_share(index, share)
+            for told, counter in zip(reply.locked, locked, strict=True):
+                counter[told] += len(seats)
+            signed[reply.signed] += len(seats)
+            if reply.refused:
+                refused.append(reply.refused)
 
         def patience_s(_: float) -> float | None:
-            return None if found is None else POST_QUORUM_S
+            return None if run.state.beacon is None else POST_BEACON_S
 
-        outcome = await ask_all(
-            self.hosts,
-            lambda host: host.sign(subject, commits, reveals),
+        outcome = await self._ask(
+            run, self.hosts, lambda host: host.open(subject, docket), absorb, patience_s
+        )
+        if run.state.beacon is None:
+            count = len(run.state.shares)
+            told = f" ({refused[0]})" if refused else ""
+            raise self._short(
+                f"{count} of {len(self.committee.seats)} seats take part{told}", outcome
+            )
+        run.locked = (self._told(Look, locked[0]), self._told(Look, locked[1]))
+        run.signed = self._told(Record, signed)
+
+    def _told(self, kind: type[N], counter: Counter[bytes]) -> N | None:
+        """What more seats than may lie say of an earlier client's work."""
+        for data, seats in counter.most_common():
+            if data and seats > self.committee.faults:
+                try:
+                    return unpack(kind, data)
+                except EncodingError:
+                    continue
+        return None
+
+    def _repeat(self, run: _Run, record: Record) -> None:
+        """Go on where the outcome was signed already, if its record holds."""
+        state = run.state
+        for look in record.looks:
+            state = state.add_commits(look.commits).close_commits()
+            for reveal in look.reveals:
+                state = state.add_reveal(reveal)
+            state = state.close_reveals()
+        if state.phase is Phase.SIGN:
+            run.state = state
+
+    # Votes
+
+    async def _votes(self, run: _Run, *, full: bool) -> None:
+        """Collect the commits of a look, and close the set."""
+        earlier = run.locked[full]
+        if earlier is not None:
+            resumed = run.state.add_commits(earlier.commits)
+            if resumed.committed(full=full):
+                run.state = resumed.close_commits()
+                return
+        outcome = await (self._full_wave(run) if full else self._first_waves(run))
+        voters = {seat for seat, _ in run.state.committed(full=False)}
+        if full:
+            voters |= {seat for seat, _ in run.state.committed(full=True)}
+        needed = self.committee.quorum if full else self.committee.faults + 1
+        if len(voters) < needed:
+            raise self._short(
+                f"{len(voters)} of {len(self.committee.seats)} seats voted and {needed} are needed",
+                outcome,
+            )
+        run.state = run.state.close_commits()
+
+    async def _first_waves(self, run: _Run) -> Round[CommitReply]:
+        """Ask f+1 seats a chunk, and others in the place of those that stay silent."""
+        asked: list[set[int]] = [set() for _ in range(run.subject.chunks)]
+        wanted: dict[int, tuple[int, ...]] = {}
+        for chunk, seats in enumerate(run.state.first_asked):
+            for seat in seats:
+                wanted[seat] = (*wanted.get(seat, ()), chunk)
+        outcome: Round[CommitReply] = Round()
+        for wave in range(FULL_WAVE):
+            for seat, chunks in wanted.items():
+                for chunk in chunks:
+                    asked[chunk].add(seat)
+            outcome = await self._wave(run, wave, wanted)
+            heard = {seat for seat, _ in run.state.committed(full=False)}
+            # Whose host has not even said that it is there is not asked in another's place.
+            away = {seat.index for seat in self.committee.seats} - run.where.keys()
+            silent = ({seat for each in asked for seat in each} | away) - heard
+            wanted = dict(replacements(self.committee, run.subject, run.state.seed, asked, silent))
+            if not wanted:
+                break
+        return outcome
+
+    async def _full_wave(self, run: _Run) -> Round[CommitReply]:
+        return await self._wave(run, FULL_WAVE, run.state.full_asked)
+
+    async def _wave(
+        self, run: _Run, wave: int, wanted: dict[int, tuple[int, ...]]
+    ) -> Round[CommitReply]:
+        subject, beacon, full = run.subject.canonical(), run.state.beacon, wave == FULL_WAVE
+        assert beacon is not None, "votes are asked for once the beacon is known"
+        run.asked[wave] = wanted
+        loop = asyncio.get_running_loop()
+        # A host that nobody hears of may have the seat, and hang: half of the time is kept.
+        until = loop.time() + (run.deadline - loop.time()) / 2
+        before = len(run.state.committed(full=False))
+
+        def absorb(_: int, reply: CommitReply) -> None:
+            run.state = run.state.add_commits(_parsed(VoteCommit, reply.commits))
+
+        def patience_s(waited_s: float) -> float | None:
+            committed = run.state.committed(full=full)
+            if all((seat, wave) in committed for seat in wanted):
+                return 0.0
+            enough = (
+                len(committed) + before >= self.committee.quorum
+                if full
+                else any(slot[1] == wave for slot in committed)
+            )
+            return self._patience(waited_s) if enough else None
+
+        async def call(host: SeatTransport) -> CommitReply:
+            return await host.commit(subject, beacon, wave, wanted, run.payload)
+
+        return await self._ask(
+            run, self._hosts_of(run, wanted), call, absorb, patience_s, until=until
+        )
+
+    def _heard(self, run: _Run) -> set[int]:
+        """Hosts that have said which seats they have."""
+        return {number for numbers in run.where.values() for number in numbers}
+
+    def _hosts_of(self, run: _Run, seats: Iterable[int]) -> tuple[SeatTransport, ...]:
+        """The hosts that say they have one of these seats, and those that have said nothing."""
+        heard = self._heard(run)
+        wanted = {number for seat in seats for number in run.where.get(seat, ())}
+        return tuple(
+            host
+            for number, host in enumerate(self.hosts)
+            if number in wanted or number not in heard
+        )
+
+    async def _reveal(self, run: _Run, *, full: bool) -> None:
+        """Collect the openings of a look, and close the set."""
+        subject, look = run.subject.canonical(), Look(commits=run.state.commit_set(full=full))
+        committed, packed = run.state.committed(full=full), pack(look)
+
+        def absorb(number: int, reply: RevealReply) -> None:
+            if reply.reveals:
+                run.opened.add((number, full))
+            for reveal in _parsed(VoteReveal, reply.reveals):
+                run.state = run.state.add_reveal(reveal)
+
+        def patience_s(waited_s: float) -> float | None:
+            reveals = [slot for slot in committed if slot in run.state.reveals]
+            if len(reveals) == len(committed):
+                return 0.0
+            if not full and not run.state.disputed:
+                return POST_QUORUM_S
+            return self._patience(waited_s) if reveals else None
+
+        outcome = await self._ask(
+            run,
+            self._hosts_of(run, {seat for seat, _ in committed}),
+            lambda host: host.reveal(subject, packed),
             absorb,
             patience_s,
-            deadline=deadline,
         )
-        if found is None:
-            raise CommitteeError(
-                f"{len(state.partials)} seats signed the outcome and {self.committee.quorum} are "
-                f"needed: {outcome.describe(len(self.hosts))}; run the step again",
-                failures=dict(outcome.failures),
+        voters = {seat for seat, _ in run.state.reveals}
+        needed = self.committee.quorum if full else 1
+        if len(voters) < needed:
+            raise self._short(
+                f"{len(voters)} seats opened their votes and {needed} are needed", outcome
             )
-        return state, found
+        run.state = run.state.close_reveals()
 
-    def _quorum(self, count: int) -> bool:
-        return count >= self.committee.quorum
+    # The outcome
+
+    async def _sign(self, run: _Run, found: list[Attestation]) -> None:
+        subject, docket = run.subject.canonical(), pack(run.case.docket)
+        beacon, looks = run.state.beacon, list[tuple[bool, Look]]()
+        assert beacon is not None, "the outcome is known once the beacon is"
+        for full in (False, True):
+            if commits := run.state.commit_set(full=full):
+                look = Look(commits=commits, reveals=run.state.reveal_set(full=full))
+                looks.append((full, look))
+
+        def record(number: int, *, whole: bool) -> bytes:
+            """For a host: what it has opened votes against is only named."""
+            return pack(
+                Record(
+                    beacon=beacon or b"",
+                    looks=tuple(
+                        Look(reveals=look.reveals, closed=look.digest)
+                        if (number, full) in run.opened and not whole
+                        else look
+                        for full, look in looks
+                    ),
+                )
+            )
+
+        def absorb(_: int, reply: SignReply) -> None:
+            for index, partial in reply.partials[:MAX_MESSAGES]:
+                run.state = run.state.add_partial(index, partial)
+            run.state, attestation = run.state.attested()
+            if attestation is not None:
+                found[:] = [attestation]
+
+        def patience_s(_: float) -> float | None:
+            return POST_QUORUM_S if found else None
+
+        heard = self._heard(run)
+
+        async def call(host: SeatTransport) -> SignReply:
+            number = self.hosts.index(host)
+            shown = b"" if number in heard else docket
+            reply = await host.sign(subject, shown, record(number, whole=False))
+            if reply.lost:
+                reply = await host.sign(subject, docket, record(number, whole=True))
+            return reply
+
+        outcome = await self._ask(run, self.hosts, call, absorb, patience_s)
+        if not found:
+            raise self._short(
+                f"{len(run.state.partials)} seats signed the outcome and {self.committee.quorum} "
+                "are needed",
+                outcome,
+            )
+
+    async def _ask(
+        self,
+        run: _Run,
+        hosts: Sequence[SeatTransport],
+        call: Callable[[SeatTransport], Awaitable[R]],
+        absorb: Callable[[int, R], None],
+        patience_s: Callable[[float], float | None],
+        *,
+        until: float | None = None,
+    ) -> Round[R]:
+        numbers = [self.hosts.index(host) for host in hosts]
+
+        def take(index: int, reply: R) -> None:
+            try:
+                absorb(numbers[index], reply)
+            except _NONSENSE as error:  # one host must not spoil what the others say
+                raise CommitteeError(f"the seat host's answer makes no sense: {error}") from error
+
+        outcome = await ask_all(
+            hosts,
+            call,
+            take,
+            patience_s,
+            deadline=run.deadline if until is None else until,
+        )
+        outcome.failures = {numbers[index]: why for index, why in outcome.failures.items()}
+        return outcome
+
+    def _short(self, what: str, outcome: Round[Any]) -> CommitteeError:
+        return CommitteeError(
+            f"{what}: {outcome.describe(len(self.hosts))}; look at the seat hosts' logs and run "
+            "the step again",
+            failures=dict(outcome.failures),
+        )
 
 
-def _bounded(items: Sequence[bytes]) -> Sequence[bytes]:
-    return items[:MAX_MESSAGES]
-
-
-def _commit_of(data: bytes) -> VoteCommit | None:
-    try:
-        return VoteCommit.from_canonical(data, max_bytes=MAX_MESSAGE_BYTES)
-    except EncodingError:  # rubbish from one seat must not stop the others
-        return None
-
-
-def _reveal_of(data: bytes) -> VoteReveal | None:
-    try:
-        return VoteReveal.from_canonical(data, max_bytes=MAX_MESSAGE_BYTES)
-    except EncodingError:
-        return None
+def _parsed(kind: type[N], items: Sequence[bytes]) -> list[N]:
+    """The sound ones: rubbish from one seat must not stop the others."""
+    found: list[N] = []
+    for item in items[:MAX_MESSAGES]:
+        try:
+            found.append(kind.from_canonical(item, max_bytes=MAX_WORD_BYTES))
+        except EncodingError:
+            continue
+    return found

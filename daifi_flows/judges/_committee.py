@@ -1,109 +1,70 @@
-"""The committee's protocol as a pure reducer: commits, reveals, tally, aggregate signature.
+"""The committee's protocol as a pure reducer: beacon, commits, reveals, tally, signature.
 
-A review moves through three phases. In each, the state depends on the *set* of messages seen,
-never on their order or repetition, so that two honest observers of one set agree to the byte:
+A review moves through phases. In each, the state depends on the *set* of messages seen, never on
+their order or repetition, so that two honest observers of one set agree to the byte:
 
-1. ``COMMIT``: each seat signs a salted hash of its vote, which nobody can read or copy.
-2. ``REVEAL``: the set of commits is closed; seats open them. A vote names its seat, so another
+1. ``BEACON``: seats release shares of the group's signature over the subject. The combined
+   signature is unique; it decides whether the output is reviewed and who looks at which chunk. An
+   output that was not drawn goes to ``SIGN`` at once.
+2. ``COMMIT``: each seat that is asked signs a salted hash of its vote, which nobody can read or
+   copy. Seats that stay silent are replaced in further waves.
+3. ``REVEAL``: the set of commits is closed; seats open them. A vote names its seat, so another
    seat's opening never fits a copied commitment.
-3. ``SIGN``: the set of reveals is closed; the tally is a function of it, and every honest seat
-   signs the same attestation bytes once. Two quorums of ``⌊(n+f)/2⌋+1`` share an honest seat, so
-   two conflicting attestations cannot both exist (docs of Committee; Bracha & Toueg 1985).
+4. ``FULL_COMMIT``, ``FULL_REVEAL``: the same once more, by all seats, where a chunk was rejected by
+   one seat or accepted by fewer than f+1.
+5. ``SIGN``: the outcome is a function of the openings, and every honest seat signs the same
+   attestation bytes once. Two quorums of ``⌊(n+f)/2⌋+1`` share an honest seat, so two conflicting
+   attestations cannot both exist (docs of Committee; Bracha & Toueg 1985).
 
 No Ray, clock or I/O here.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
 
 from daifi_flows.cnft import (
+    FULL_WAVE,
     Attestation,
+    Basis,
+    ChunkFinding,
     Committee,
     Decision,
-    Noun,
     Seat,
     Subject,
-    Uint,
     VoteChoice,
     VoteCommit,
     VoteReveal,
 )
 from daifi_flows.errors import CommitteeError, KeyMaterialError
+from daifi_flows.judges._assignment import excluded, first_asked, seed_of
+from daifi_flows.judges._batch import all_signed
+from daifi_flows.judges._evidence import Complaint, Evidence, find_evidence, two_of
+from daifi_flows.judges._tally import Tally, disputed, tally_of
 from daifi_flows.keys import aggregate_bls, check_possession, verify_bls, verify_bls_aggregate
+from daifi_flows.review_rate import drawn_for_review
+from daifi_flows.threshold import combine_shares
 
-__all__ = [
-    "Complaint",
-    "Evidence",
-    "Phase",
-    "ReviewState",
-    "Tally",
-    "check_committee",
-    "lower_median",
-]
+__all__ = ["Phase", "ReviewState", "check_committee", "checked_commits", "replayed"]
+
+Slot = tuple[int, int]
+"""Seat and wave."""
 
 
 class Phase(StrEnum):
     """Where a review stands."""
 
+    BEACON = "beacon"
     COMMIT = "commit"
     REVEAL = "reveal"
+    FULL_COMMIT = "full-commit"
+    FULL_REVEAL = "full-reveal"
     SIGN = "sign"
 
 
-class Complaint(Noun):
-    """A message that was dropped. Anyone could have forged it, so nobody is punished for it.
-
-    ``kind`` is ``unknown-seat``, ``wrong-task``, ``bad-signature``, ``late-commit``,
-    ``early-reveal``, ``late-reveal``, ``unmatched-reveal``, ``early-partial`` or ``bad-partial``;
-    ``seat`` is absent when the message names none of the committee's.
-    """
-
-    kind: str
-    seat: Uint | None = None
-
-
-class Evidence(Noun):
-    """Proof, checkable by anyone, that a seat broke the protocol.
-
-    ``equivocation``: two commits signed by ``seat`` for one (task, proof).
-    ``copy``: ``commits[0]``, signed by ``seat``, repeats the commitment of ``commits[1]``, which
-    ``opening`` shows to be another seat's.
-    """
-
-    kind: str
-    seat: Uint
-    commits: tuple[VoteCommit, VoteCommit]
-    opening: VoteReveal | None = None
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Outcome and head count. Missing seats stay in the denominator.
-
-    Attributes:
-        confidence_ppm: lower median of the confidence of the seats on the deciding side; 0 when
-            neither side has a quorum.
-    """
-
-    decision: Decision
-    confidence_ppm: int
-    accepts: int
-    rejects: int
-    abstains: int
-    missing: int
-
-
-def lower_median(values: list[int]) -> int:
-    """The smaller of the two middle values: ``sorted(values)[(k − 1) // 2]``.
-
-    With at most f of at least 2f+1 values chosen by an adversary it lies between two honest ones.
-    """
-    return sorted(values)[(len(values) - 1) // 2]
+_ORDER = {phase: number for number, phase in enumerate(Phase)}
 
 
 def check_committee(committee: Committee) -> None:
@@ -128,128 +89,289 @@ def check_committee(committee: Committee) -> None:
 
 @dataclass(frozen=True)
 class ReviewState:
-    """Everything known about one review. Every method returns a new state.
+    """Everything known about one review. Every method returns a new state; begin with
+    :meth:`start`.
 
     Attributes:
-        commits: per seat, its distinct validly signed commits (two are kept: proof enough).
-        late: commits that came after the set was closed; evidence only, never counted.
+        digest: the subject's.
+        shut: seats that do not judge this node's work.
+        shares: each seat's share of the beacon, unchecked until there is a quorum.
+        beacon: the group's signature over the subject, 96 bytes.
+        commits: per seat and wave, distinct validly signed commits (two are kept: proof enough).
+        late: commits that came after their set was closed; evidence only, never counted.
     """
 
     subject: Subject
     committee: Committee
-    phase: Phase = Phase.COMMIT
-    commits: Mapping[int, tuple[VoteCommit, ...]] = field(default_factory=lambda: {})
-    late: Mapping[int, tuple[VoteCommit, ...]] = field(default_factory=lambda: {})
-    reveals: Mapping[int, VoteReveal] = field(default_factory=lambda: {})
+    digest: bytes
+    shut: frozenset[int]
+    phase: Phase = Phase.BEACON
+    shares: Mapping[int, bytes] = field(default_factory=lambda: {})
+    beacon: bytes | None = None
+    commits: Mapping[Slot, tuple[VoteCommit, ...]] = field(default_factory=lambda: {})
+    late: Mapping[Slot, tuple[VoteCommit, ...]] = field(default_factory=lambda: {})
+    reveals: Mapping[Slot, VoteReveal] = field(default_factory=lambda: {})
     partials: Mapping[int, bytes] = field(default_factory=lambda: {})
     complaints: frozenset[tuple[str, int]] = frozenset()
 
-    def __post_init__(self) -> None:
-        if self.subject.committee != self.committee.digest:
+    @classmethod
+    def start(cls, subject: Subject, committee: Committee) -> ReviewState:
+        """A review nobody has said anything in.
+
+        Raises:
+            CommitteeError: the subject names another committee, or this one has no group key.
+        """
+        if subject.committee != committee.digest:
             raise CommitteeError("the review names another committee: ask that one")
+        if committee.group_key is None or any(seat.share is None for seat in committee.seats):
+            raise CommitteeError("the committee has no group key: its reviews have no beacon")
+        return cls(subject, committee, subject.digest, excluded(committee, subject))
 
-    # Round one
+    # The beacon
 
-    def add_commit(self, commit: VoteCommit) -> ReviewState:
-        """Take a signed commit; a seat that signs two different ones loses its vote."""
-        seat = self._seat(commit.seat)
+    def add_share(self, index: int, share: bytes) -> ReviewState:
+        """Take a seat's share of the beacon. Shares are checked when a quorum has come: together,
+        and one by one only if the whole is wrong. Of two different ones the right one is kept."""
+        seat = self._seat(index)
         if seat is None:
             return self._complain("unknown-seat", -1)
-        if commit.subject != self.subject.digest:
-            return self._complain("wrong-task", commit.seat)
-        known = self.commits.get(commit.seat, ()) + self.late.get(commit.seat, ())
-        if commit in known:
+        if self.beacon is not None:
             return self
-        if not verify_bls(seat.public, commit.message(), commit.signature):
-            return self._complain("bad-signature", commit.seat)
-        if self.phase is not Phase.COMMIT:
-            kept = _two((*self.late.get(commit.seat, ()), commit))
-            state = replace(self, late={**self.late, commit.seat: kept})
-            return state._complain("late-commit", commit.seat)
-        kept = _two((*self.commits.get(commit.seat, ()), commit))
-        return replace(self, commits={**self.commits, commit.seat: kept})
+        if not _is_signature(share):
+            return self._complain("bad-share", index)
+        if (before := self.shares.get(index)) == share:
+            return self
+        if before is None and ("bad-share", index) not in self.complaints:
+            return replace(self, shares={**self.shares, index: share})._light()
+        good = [item for item in (before, share) if item is not None and self._shared(seat, item)]
+        others = {key: value for key, value in self.shares.items() if key != index}
+        kept = {**others, index: good[0]} if good else others
+        return replace(self, shares=kept)._complain("bad-share", index)._light()
+
+    def with_beacon(self, signature: bytes) -> ReviewState:
+        """Take the combined signature as it is, from somebody who collected the shares.
+
+        Raises:
+            CommitteeError: it is not the group's.
+        """
+        if self.beacon is not None:
+            return self
+        if not verify_bls(self._group_key, self.subject.beacon_message(), signature):
+            raise CommitteeError("the review's beacon is not signed by the committee's group")
+        return self._lit(signature)
+
+    def _light(self) -> ReviewState:
+        quorum, state = self.committee.quorum, self
+        if len(self.shares) < quorum:
+            return self
+        message = self.subject.beacon_message()
+        if (signature := _combined(self.shares, quorum)) is not None and verify_bls(
+            self._group_key, message, signature
+        ):
+            return self._lit(signature)
+        for index, share in self.shares.items():
+            if not self._shared(self.committee.seats[index], share):
+                kept = {key: item for key, item in state.shares.items() if key != index}
+                state = replace(state, shares=kept)._complain("bad-share", index)
+        if (signature := _combined(state.shares, quorum)) is None:
+            return state
+        if not verify_bls(self._group_key, message, signature):
+            raise CommitteeError(
+                "the public shares of the committee are not shares of its group key: make it again"
+            )
+        return state._lit(signature)
+
+    def _lit(self, signature: bytes) -> ReviewState:
+        state = replace(self, beacon=signature)
+        return replace(state, phase=Phase.COMMIT if state.drawn else Phase.SIGN)
+
+    def _shared(self, seat: Seat, share: bytes) -> bool:
+        return seat.share is not None and verify_bls(
+            seat.share, self.subject.beacon_message(), share
+        )
 
     @property
-    def committed(self) -> dict[int, VoteCommit]:
-        """The commits that count: of seats that signed exactly one."""
-        return {seat: kept[0] for seat, kept in sorted(self.commits.items()) if len(kept) == 1}
+    def _group_key(self) -> bytes:
+        assert self.committee.group_key is not None, "checked at the start"
+        return self.committee.group_key
 
     @property
-    def commit_set(self) -> tuple[VoteCommit, ...]:
+    def seed(self) -> bytes:
+        """The review's randomness, 32 bytes.
+
+        Raises:
+            CommitteeError: too few shares have come.
+        """
+        if self.beacon is None:
+            raise CommitteeError("the review's beacon is not known yet")
+        return seed_of(self.beacon)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the lottery had the output reviewed."""
+        return drawn_for_review(self.seed, self.subject.review_ppm)
+
+    @property
+    def first_asked(self) -> tuple[tuple[int, ...], ...]:
+        """The seats of each chunk that are asked first."""
+        return first_asked(self.committee, self.subject, self.seed)
+
+    # Commits
+
+    def add_commit(self, commit: VoteCommit) -> ReviewState:
+        """See :meth:`add_commits`."""
+        return self.add_commits((commit,))
+
+    def add_commits(self, commits: Iterable[VoteCommit]) -> ReviewState:
+        """Take signed commits; of a seat that signs two different ones in a wave, none counts.
+
+        Their signatures are checked in one batch, and one by one only when that fails.
+        """
+        state, fresh = self, list[tuple[VoteCommit, Seat]]()
+        for commit in commits:
+            seat, slot = state._seat(commit.seat), (commit.seat, commit.wave)
+            if seat is None:
+                state = state._complain("unknown-seat", -1)
+            elif commit.subject != state.digest:
+                state = state._complain("wrong-task", commit.seat)
+            elif commit not in state.commits.get(slot, ()) + state.late.get(slot, ()):
+                fresh.append((commit, seat))
+        batch = [(seat.public, commit.message(), commit.signature) for commit, seat in fresh]
+        sound = all_signed(batch)
+        for (commit, _), signed in zip(fresh, batch, strict=True):
+            if sound or verify_bls(*signed):
+                state = state._take(commit)
+            else:
+                state = state._complain("bad-signature", commit.seat)
+        return state
+
+    def _take(self, commit: VoteCommit) -> ReviewState:
+        slot = (commit.seat, commit.wave)
+        due = Phase.FULL_COMMIT if commit.wave == FULL_WAVE else Phase.COMMIT
+        if commit.seat in self.shut:
+            return self._complain("conflicted", commit.seat)
+        if _ORDER[self.phase] < _ORDER[due]:
+            return self._complain("early-commit", commit.seat)
+        if self.phase is due:
+            kept = two_of((*self.commits.get(slot, ()), commit))
+            return replace(self, commits={**self.commits, slot: kept})
+        kept = two_of((*self.late.get(slot, ()), commit))
+        return replace(self, late={**self.late, slot: kept})._complain("late-commit", commit.seat)
+
+    def committed(self, *, full: bool) -> dict[Slot, VoteCommit]:
+        """The commits that count, of the first look or of all seats: those that are alone in their
+        seat's wave."""
+        return {
+            slot: kept[0]
+            for slot, kept in sorted(self.commits.items())
+            if len(kept) == 1 and (slot[1] == FULL_WAVE) == full
+        }
+
+    def commit_set(self, *, full: bool) -> tuple[VoteCommit, ...]:
         """All kept commits in one order, equivocations included: what seats lock."""
-        return tuple(commit for _, kept in sorted(self.commits.items()) for commit in kept)
+        return tuple(
+            commit
+            for slot, kept in sorted(self.commits.items())
+            for commit in kept
+            if (slot[1] == FULL_WAVE) == full
+        )
 
     def close_commits(self) -> ReviewState:
-        """Fix the set of commits. From here on no vote can be added, only opened."""
-        return replace(self, phase=Phase.REVEAL) if self.phase is Phase.COMMIT else self
+        """Fix the set of commits. From here on no vote of this look can be added, only opened.
 
-    # Round two
+        Raises:
+            CommitteeError: the beacon is not known.
+        """
+        if self.phase is Phase.BEACON:
+            raise CommitteeError("nobody can vote before the review's beacon is known")
+        following = {Phase.COMMIT: Phase.REVEAL, Phase.FULL_COMMIT: Phase.FULL_REVEAL}
+        return replace(self, phase=following.get(self.phase, self.phase))
+
+    # Reveals
 
     def add_reveal(self, reveal: VoteReveal) -> ReviewState:
         """Take an opening; only one that fits its seat's commit counts."""
         vote = reveal.vote
+        slot, full = (vote.seat, vote.wave), vote.wave == FULL_WAVE
         if self._seat(vote.seat) is None:
             return self._complain("unknown-seat", -1)
-        if self.phase is Phase.COMMIT:
+        due = Phase.FULL_REVEAL if full else Phase.REVEAL
+        if _ORDER[self.phase] < _ORDER[due]:
             return self._complain("early-reveal", vote.seat)
-        if self.reveals.get(vote.seat) == reveal:
+        if self.reveals.get(slot) == reveal:
             return self
-        if vote.subject != self.subject.digest:
+        if vote.subject != self.digest or vote.findings[-1].chunk >= self.subject.chunks:
             return self._complain("wrong-task", vote.seat)
-        commit = self.committed.get(vote.seat)
-        if commit is None or commit.commitment != vote.commitment(reveal.salt):
+        kept = self.commits.get(slot, ())
+        if len(kept) != 1 or kept[0].commitment != vote.commitment(reveal.salt):
             return self._complain("unmatched-reveal", vote.seat)
-        if self.phase is Phase.SIGN:
+        if self.phase is not due:
             return self._complain("late-reveal", vote.seat)
-        return replace(self, reveals={**self.reveals, vote.seat: reveal})
+        return replace(self, reveals={**self.reveals, slot: reveal})
 
-    @property
-    def reveal_set(self) -> tuple[VoteReveal, ...]:
+    def reveal_set(self, *, full: bool) -> tuple[VoteReveal, ...]:
         """Counted openings in one order."""
-        return tuple(reveal for _, reveal in sorted(self.reveals.items()))
-
-    def tally(self) -> Tally:
-        """Deterministic outcome of the openings so far.
-
-        A quorum of accepts whose lower median confidence reaches the spec's threshold accepts;
-        a quorum of rejects rejects; anything else is unproven.
-        """
-        votes = [reveal.vote.findings[0] for reveal in self.reveals.values()]
-        count = Counter(vote.decision for vote in votes)
-        accepts, rejects = count[VoteChoice.ACCEPT], count[VoteChoice.REJECT]
-        decision, confidence = Decision.UNPROVEN, 0
-        for choice in (VoteChoice.ACCEPT, VoteChoice.REJECT):
-            if count[choice] >= self.committee.quorum:
-                confidence = lower_median(
-                    [vote.confidence_ppm for vote in votes if vote.decision is choice]
-                )
-        if rejects >= self.committee.quorum:
-            decision = Decision.REJECTED
-        elif accepts >= self.committee.quorum and confidence >= self.subject.min_confidence_ppm:
-            decision = Decision.ACCEPTED
-        return Tally(
-            decision=decision,
-            confidence_ppm=confidence,
-            accepts=accepts,
-            rejects=rejects,
-            abstains=count[VoteChoice.ABSTAIN],
-            missing=len(self.committee.seats) - len(votes),
+        return tuple(
+            reveal
+            for slot, reveal in sorted(self.reveals.items())
+            if (slot[1] == FULL_WAVE) == full
         )
 
     def close_reveals(self) -> ReviewState:
-        """Fix the set of openings, and with it the attestation's message.
+        """Fix the set of openings: the review goes before all seats where a chunk is disputed, and
+        its outcome is known where none is.
 
         Raises:
             CommitteeError: the commits are still open.
         """
-        if self.phase is Phase.COMMIT:
+        if self.phase in (Phase.BEACON, Phase.COMMIT, Phase.FULL_COMMIT):
             raise CommitteeError("the commits must be closed before the reveals")
+        if self.phase is Phase.REVEAL and self.disputed:
+            return replace(self, phase=Phase.FULL_COMMIT)
         return replace(self, phase=Phase.SIGN)
 
-    # Round three
+    # The outcome
+
+    def findings(self, *, full: bool) -> dict[int, dict[int, ChunkFinding]]:
+        """Opened findings of a look, by chunk and seat; of a seat's several the earliest."""
+        found: dict[int, dict[int, ChunkFinding]] = {}
+        for reveal in self.reveal_set(full=full):
+            for finding in reveal.vote.findings:
+                found.setdefault(finding.chunk, {}).setdefault(reveal.vote.seat, finding)
+        return found
+
+    @property
+    def disputed(self) -> tuple[int, ...]:
+        """Chunks that go, or went, before all seats."""
+        return disputed(self.subject, self.committee, self.findings(full=False))
+
+    @property
+    def full_asked(self) -> dict[int, tuple[int, ...]]:
+        """The chunks on which each seat is asked when they go before all: those it has no counted
+        finding on."""
+        first, chunks = self.findings(full=False), self.disputed
+        asked = {
+            seat.index: tuple(c for c in chunks if seat.index not in first.get(c, {}))
+            for seat in self.committee.seats
+            if seat.index not in self.shut
+        }
+        return {seat: open for seat, open in asked.items() if open}
+
+    @property
+    def basis(self) -> Basis:
+        """What the outcome rests on."""
+        return Basis.REVIEWED if self.drawn else Basis.WAIVED
+
+    def tally(self) -> Tally:
+        """Deterministic outcome of the openings so far; of a waived review, acceptance unseen."""
+        if self.beacon is not None and not self.drawn:
+            return Tally(Decision.ACCEPTED, 0, ())
+        return tally_of(
+            self.subject, self.committee, self.findings(full=False), self.findings(full=True)
+        )
 
     def message(self) -> bytes:
-        """What honest seats sign, once the reveals are closed.
+        """What honest seats sign, once the outcome is fixed.
 
         Raises:
             CommitteeError: the reveals are still open.
@@ -257,7 +379,7 @@ class ReviewState:
         if self.phase is not Phase.SIGN:
             raise CommitteeError("the outcome is not fixed before the reveals are closed")
         tally = self.tally()
-        return self.subject.message(tally.decision, tally.confidence_ppm)
+        return self.subject.message(tally.decision, tally.confidence_ppm, self.basis)
 
     def add_partial(self, index: int, signature: bytes) -> ReviewState:
         """Take a seat's signature. It is checked when aggregated, or at once when the seat sent
@@ -267,8 +389,9 @@ class ReviewState:
             return self._complain("unknown-seat", -1)
         if self.phase is not Phase.SIGN:
             return self._complain("early-partial", index)
-        before = self.partials.get(index)
-        if before == signature:
+        if not _is_signature(signature):
+            return self._complain("bad-partial", index)
+        if (before := self.partials.get(index)) == signature:
             return self
         if before is None and ("bad-partial", index) not in self.complaints:
             return replace(self, partials={**self.partials, index: signature})
@@ -312,14 +435,13 @@ class ReviewState:
             proof_cid=subject.proof_cid,
             decision=tally.decision,
             confidence_ppm=tally.confidence_ppm,
+            basis=self.basis,
             signers=sum(1 << index for index in state.partials),
             signature=signature,
         )
 
     def _aggregate(self, message: bytes) -> bytes | None:
         indices = sorted(self.partials)
-        if any(len(self.partials[index]) != 96 for index in indices):
-            return None
         try:
             signature = aggregate_bls([self.partials[index] for index in indices])
         except KeyMaterialError:
@@ -331,22 +453,12 @@ class ReviewState:
 
     def evidence(self) -> tuple[Evidence, ...]:
         """Provable misbehaviour, in one order."""
-        found: list[Evidence] = []
-        for seat in range(len(self.committee.seats)):
-            kept = _two((*self.commits.get(seat, ()), *self.late.get(seat, ())))
-            if len(kept) == 2:
-                found.append(Evidence(kind="equivocation", seat=seat, commits=(kept[0], kept[1])))
-        for original, reveal in sorted(self.reveals.items()):
-            theirs = self.committed[original]
-            for seat, kept in sorted(self.commits.items()):
-                copies = [item for item in kept if item.commitment == theirs.commitment]
-                if seat != original and copies:
-                    found.append(
-                        Evidence(
-                            kind="copy", seat=seat, commits=(copies[0], theirs), opening=reveal
-                        )
-                    )
-        return tuple(found)
+        accusers: dict[int, VoteReveal] = {}
+        if self.phase is Phase.SIGN and self.tally().decision is Decision.ACCEPTED:
+            for slot, reveal in sorted(self.reveals.items()):
+                if any(each.decision is VoteChoice.REJECT for each in reveal.vote.findings):
+                    accusers.setdefault(slot[0], reveal)
+        return find_evidence(self.commits, self.late, self.reveals, false_accusers=accusers)
 
     def dropped(self) -> tuple[Complaint, ...]:
         """Kinds of messages that were dropped, in one order."""
@@ -355,14 +467,53 @@ class ReviewState:
             for kind, seat in sorted(self.complaints)
         )
 
-    def _seat(self, index: int) -> Seat | None:
-        return self.committee.seats[index] if 0 <= index < len(self.committee.seats) else None
+    def _seat(self, index: object) -> Seat | None:
+        if isinstance(index, int) and 0 <= index < len(self.committee.seats):
+            return self.committee.seats[index]
+        return None
 
     def _complain(self, kind: str, seat: int) -> ReviewState:
         return replace(self, complaints=self.complaints | {(kind, seat)})
 
 
-def _two(commits: tuple[VoteCommit, ...]) -> tuple[VoteCommit, ...]:
-    """The two smallest of distinct commits: a choice that does not depend on arrival."""
-    distinct: dict[Any, VoteCommit] = {item.commitment: item for item in commits}
-    return tuple(distinct[key] for key in sorted(distinct)[:2])
+def _is_signature(value: object) -> bool:
+    return isinstance(value, bytes) and len(value) == 96
+
+
+def _combined(shares: Mapping[int, bytes], quorum: int) -> bytes | None:
+    if len(shares) < quorum:
+        return None
+    try:
+        return combine_shares(dict(sorted(shares.items())[:quorum]))
+    except KeyMaterialError:
+        return None
+
+
+def checked_commits(
+    subject: Subject, committee: Committee, commits: Iterable[VoteCommit], *, full: bool
+) -> ReviewState:
+    """A state that holds the sound ones of these commits, of the first look or of all seats, and
+    nothing else: what a seat opens its vote against."""
+    start = ReviewState.start(subject, committee)
+    phase = Phase.FULL_COMMIT if full else Phase.COMMIT
+    return replace(start, phase=phase).add_commits(commits)
+
+
+def replayed(
+    subject: Subject,
+    committee: Committee,
+    beacon: bytes,
+    looks: Sequence[tuple[Sequence[VoteCommit], Sequence[VoteReveal]]],
+) -> ReviewState:
+    """The state after these messages, every set closed: what a seat computes before it signs.
+
+    Raises:
+        CommitteeError: the beacon is not the group's.
+    """
+    state = ReviewState.start(subject, committee).with_beacon(beacon)
+    for commits, reveals in looks:
+        state = state.add_commits(commits).close_commits()
+        for reveal in reveals:
+            state = state.add_reveal(reveal)
+        state = state.close_reveals()
+    return state

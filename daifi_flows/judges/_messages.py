@@ -2,43 +2,183 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final, Protocol, TypeAlias, TypeVar
 
-from daifi_flows.errors import CommitteeError
+from pydantic import Field
+
+from daifi_flows.cnft import (
+    Bytes32,
+    Bytes96,
+    Content,
+    Materials,
+    Noun,
+    Proof,
+    ProofHeader,
+    Receipt,
+    ReviewRequest,
+    Subject,
+    TaskSpec,
+    VoteCommit,
+    VoteReveal,
+)
+from daifi_flows.encoding import keccak256
+from daifi_flows.errors import CommitteeError, EncodingError
+from daifi_flows.proofs import spans_of
 
 __all__ = [
+    "MAX_WORD_BYTES",
+    "Asked",
+    "Case",
     "CertifyReply",
     "CommitReply",
+    "Docket",
     "HostLost",
+    "Look",
+    "OpenReply",
     "ProposeReply",
+    "Record",
     "RevealReply",
     "SeatTransport",
     "SignReply",
+    "deflate",
+    "pack",
+    "subject_of",
+    "unpack",
 ]
+
+Asked: TypeAlias = Mapping[int, Sequence[int]]
+"""The chunks that each seat is asked to check."""
+
+
+MAX_WORD_BYTES: Final = 80 * 1024
+"""Largest commit or reveal of a seat: 64 findings, each with a reason of 200 characters (800 bytes)
+and 24 features."""
+MAX_PACKED_BYTES: Final = 1024 * 1024
+MAX_UNPACKED_BYTES: Final = 16 * 1024 * 1024
+"""Most that a set of votes takes: 63 seats, a few waves each."""
+
+N = TypeVar("N", bound=Noun)
+
+
+class Docket(Noun):
+    """What every seat is shown of a case before it takes part: enough to know that the node is
+    bound to this proof, and nothing of input and output."""
+
+    spec: TaskSpec
+    header: ProofHeader
+    committed: Receipt | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a seat that is asked to check needs beside the docket. It crosses the transport as the
+    transport likes (by reference, on Ray)."""
+
+    docket: Docket
+    input: Content
+    output: Content
+    proof: Proof
+    materials: Materials = field(default_factory=Materials)
+
+    @classmethod
+    def of(cls, request: ReviewRequest) -> Case:
+        """The case of a review request."""
+        result = request.result
+        docket = Docket(spec=request.spec, header=result.proof.header, committed=request.committed)
+        return cls(docket, request.input, result.output, result.proof, request.materials)
+
+
+def subject_of(request: ReviewRequest) -> Subject:
+    """What a review of this request is about, its proof being checked in the scheme's own parts."""
+    return Subject.of(request, len(spans_of(request.result.proof)))
+
+
+class Look(Noun):
+    """A closed set of commits, and openings of them.
+
+    Attributes:
+        closed: instead of ``commits`` the digest of a set that the host opened votes against.
+    """
+
+    commits: Annotated[tuple[VoteCommit, ...], Field(max_length=1024)] = ()
+    reveals: Annotated[tuple[VoteReveal, ...], Field(max_length=512)] = ()
+    closed: Bytes32 | None = None
+
+    @property
+    def digest(self) -> bytes:
+        """Names the set of commits, 32 bytes."""
+        return keccak256(Look(commits=self.commits).canonical())
+
+
+class Record(Noun):
+    """Everything an outcome follows from: the beacon, and no look (waived), one, or two."""
+
+    beacon: Bytes96
+    looks: Annotated[tuple[Look, ...], Field(max_length=2)] = ()
+
+
+def pack(noun: Noun) -> bytes:
+    """Canonical form, deflated: seats that agree say the same words."""
+    return deflate(noun.canonical())
+
+
+def deflate(data: bytes) -> bytes:
+    """Bytes as they travel."""
+    return zlib.compress(data, 6)
+
+
+def unpack(kind: type[N], data: bytes, limit: int = MAX_UNPACKED_BYTES) -> N:
+    """Reverse of :func:`pack`, for a stranger's bytes.
+
+    Raises:
+        EncodingError: something else, or over 1 MiB (``limit`` bytes once inflated).
+    """
+    if len(data) > MAX_PACKED_BYTES:
+        raise EncodingError(f"{len(data)} bytes are more than a review's votes take")
+    inflater = zlib.decompressobj()
+    try:
+        plain = inflater.decompress(data, limit)
+    except zlib.error as error:
+        raise EncodingError(f"not deflated: {error}") from error
+    if not inflater.eof or inflater.unused_data:
+        raise EncodingError("cut off, too large once inflated, or followed by something else")
+    return kind.from_canonical(plain, max_bytes=limit)
+
+
+@dataclass(frozen=True)
+class OpenReply:
+    """A host's seats are bound to the subject.
+
+    Attributes:
+        seats: seats this host answers for.
+        shares: seat index and share of the review's beacon.
+        locked: packed :class:`Look` of commits that its seats opened votes against earlier, in the
+            first look and before all seats (a resumed review).
+        signed: packed :class:`Record` whose outcome they signed earlier.
+        refused: why some of its seats take no part.
+    """
+
+    seats: tuple[int, ...]
+    shares: tuple[tuple[int, bytes], ...]
+    locked: tuple[bytes, bytes] = (b"", b"")
+    signed: bytes = b""
+    refused: str | None = None
 
 
 @dataclass(frozen=True)
 class CommitReply:
-    """Round one. ``commits`` are canonical :class:`VoteCommit`.
+    """``commits`` are canonical :class:`VoteCommit`; ``refused`` says why some seats voted not."""
 
-    Attributes:
-        seats: seats this host answers for.
-        locked: commits its seats opened their votes against earlier (a resumed review).
-        signed: reveals its seats signed a tally of earlier (a resumed review).
-    """
-
-    seats: tuple[int, ...]
     commits: tuple[bytes, ...]
-    locked: tuple[bytes, ...] | None = None
-    signed: tuple[bytes, ...] | None = None
+    refused: str | None = None
 
 
 @dataclass(frozen=True)
 class RevealReply:
-    """Round two. ``reveals`` are canonical :class:`VoteReveal`; ``refused`` says why there are
-    none."""
+    """``reveals`` are canonical :class:`VoteReveal`; ``refused`` says why there are none."""
 
     reveals: tuple[bytes, ...]
     refused: str | None = None
@@ -46,10 +186,15 @@ class RevealReply:
 
 @dataclass(frozen=True)
 class SignReply:
-    """Round three: seat index and partial BLS signature over the attestation's message."""
+    """Seat index and partial BLS signature over the attestation's message.
+
+    Attributes:
+        lost: a set of commits that the record names by its digest is not here: send it whole.
+    """
 
     partials: tuple[tuple[int, bytes], ...]
     refused: str | None = None
+    lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,18 +250,23 @@ class SeatTransport(Protocol):
     """How a client reaches one seat host. Methods raise :class:`HostLost` when it is away, and
     :class:`CommitteeError` when it refuses the request for good."""
 
-    async def commit(self, request: Any) -> CommitReply:
-        """Round one; ``request`` is a ReviewRequest or the transport's reference to one."""
+    async def open(self, subject: bytes, docket: bytes) -> OpenReply:
+        """Bind the seats to a subject, and collect their shares of its beacon."""
         ...
 
-    async def reveal(self, subject: bytes, commits: Sequence[bytes]) -> RevealReply:
-        """Round two."""
+    async def commit(
+        self, subject: bytes, beacon: bytes, wave: int, asked: Asked, case: Any
+    ) -> CommitReply:
+        """Have seats check chunks and commit to a vote; ``case`` is a :class:`Case` or the
+        transport's reference to one."""
         ...
 
-    async def sign(
-        self, subject: bytes, commits: Sequence[bytes], reveals: Sequence[bytes]
-    ) -> SignReply:
-        """Round three."""
+    async def reveal(self, subject: bytes, look: bytes) -> RevealReply:
+        """Have seats open what they committed to; ``look`` is a packed :class:`Look`."""
+        ...
+
+    async def sign(self, subject: bytes, docket: bytes, record: bytes) -> SignReply:
+        """Have seats sign the outcome of a packed :class:`Record`."""
         ...
 
     async def certify(self, header: bytes, block: bytes) -> CertifyReply:

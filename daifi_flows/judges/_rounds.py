@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
-from daifi_flows.errors import CommitteeError
+from daifi_flows.errors import DaifiError
 from daifi_flows.judges._messages import HostLost, SeatTransport
 
 __all__ = ["Round", "ask_all"]
@@ -47,7 +47,8 @@ async def ask_all(
 
     Args:
         call: the question.
-        absorb: takes each reply as it comes, with the host's index.
+        absorb: takes each reply as it comes, with the host's index. An error it raises is that
+            host's failure.
         patience_s: given the seconds since the round began, how much longer to wait for the rest
             after the reply that was just absorbed; ``None`` while too few have answered.
         deadline: event loop time at which the round ends in any case.
@@ -70,12 +71,12 @@ async def ask_all(
                 index = tasks[task]
                 try:
                     reply = task.result()
-                except CommitteeError as error:
+                    outcome.failures.pop(index, None)
+                    absorb(index, reply)
+                except DaifiError as error:
                     outcome.failures[index] = str(error)
                     continue
-                outcome.failures.pop(index, None)
                 outcome.answered += 1
-                absorb(index, reply)
             more = patience_s(loop.time() - started) if done else None
             if more is not None:
                 until = min(deadline, loop.time() + more)

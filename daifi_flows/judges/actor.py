@@ -20,9 +20,12 @@ from daifi_flows.judges._blocks import BlockValidator
 from daifi_flows.judges._certifier import BlockCertifier, History
 from daifi_flows.judges._client import ReviewClient
 from daifi_flows.judges._messages import (
+    Asked,
+    Case,
     CertifyReply,
     CommitReply,
     HostLost,
+    OpenReply,
     ProposeReply,
     RevealReply,
     SignReply,
@@ -57,8 +60,8 @@ class SeatHost:
         reference_factory: makes the verifier's copy of the models, in this process.
         validator_factory: makes the block validator (the ledger's replica), in this process.
         workdir: journal and caches; on one machine all hosts share one.
-        byzantine: dishonest seats by index (``always-accept``, ``always-reject``, ``silent``,
-            ``equivocate``, ``copy``): **for tests and benchmarks only**.
+        byzantine: dishonest seats by index, and how (see :class:`~._byzantine.Traitor`): **for
+            tests and benchmarks only**.
     """
 
     def __init__(
@@ -86,19 +89,25 @@ class SeatHost:
         self._blocks = ThreadPoolExecutor(1, "block")
         collect_rarely()
 
-    async def commit(self, request: ReviewRequest) -> CommitReply:
-        """Round one."""
-        return await self._in(self._reviews, self._office.commit, request)
+    async def open(self, subject: bytes, docket: bytes) -> OpenReply:
+        """Bind the seats to a review, and release their shares of its beacon."""
+        return await self._in(self._rounds, self._office.open, subject, docket)
 
-    async def reveal(self, subject: bytes, commits: Sequence[bytes]) -> RevealReply:
-        """Round two."""
-        return await self._in(self._rounds, self._office.reveal, subject, commits)
+    async def commit(
+        self, subject: bytes, beacon: bytes, wave: int, asked: Asked, case: Case
+    ) -> CommitReply:
+        """Check chunks, and commit to what was found."""
+        return await self._in(
+            self._reviews, self._office.commit, subject, beacon, wave, asked, case
+        )
 
-    async def sign(
-        self, subject: bytes, commits: Sequence[bytes], reveals: Sequence[bytes]
-    ) -> SignReply:
-        """Round three."""
-        return await self._in(self._rounds, self._office.sign, subject, commits, reveals)
+    async def reveal(self, subject: bytes, look: bytes) -> RevealReply:
+        """Open the votes."""
+        return await self._in(self._rounds, self._office.reveal, subject, look)
+
+    async def sign(self, subject: bytes, docket: bytes, record: bytes) -> SignReply:
+        """Sign the outcome."""
+        return await self._in(self._rounds, self._office.sign, subject, docket, record)
 
     async def certify(self, header: bytes, block: bytes) -> CertifyReply:
         """Check and sign one block."""
@@ -207,19 +216,23 @@ class RaySeats:
     def __init__(self, handle: ActorHandle[Any]) -> None:
         self.handle = handle
 
-    async def commit(self, request: Any) -> CommitReply:
-        """Round one; takes as long as the re-execution does."""
-        return await _answer(self.handle.commit.remote(request), None)
+    async def open(self, subject: bytes, docket: bytes) -> OpenReply:
+        """The beacon's shares."""
+        return await _answer(self.handle.open.remote(subject, docket), ROUND_TIMEOUT_S)
 
-    async def reveal(self, subject: bytes, commits: Sequence[bytes]) -> RevealReply:
-        """Round two."""
-        return await _answer(self.handle.reveal.remote(subject, commits), ROUND_TIMEOUT_S)
+    async def commit(
+        self, subject: bytes, beacon: bytes, wave: int, asked: Asked, case: Any
+    ) -> CommitReply:
+        """Commits to votes; takes as long as the re-execution does."""
+        return await _answer(self.handle.commit.remote(subject, beacon, wave, asked, case), None)
 
-    async def sign(
-        self, subject: bytes, commits: Sequence[bytes], reveals: Sequence[bytes]
-    ) -> SignReply:
-        """Round three."""
-        return await _answer(self.handle.sign.remote(subject, commits, reveals), ROUND_TIMEOUT_S)
+    async def reveal(self, subject: bytes, look: bytes) -> RevealReply:
+        """Openings."""
+        return await _answer(self.handle.reveal.remote(subject, look), ROUND_TIMEOUT_S)
+
+    async def sign(self, subject: bytes, docket: bytes, record: bytes) -> SignReply:
+        """Signatures."""
+        return await _answer(self.handle.sign.remote(subject, docket, record), ROUND_TIMEOUT_S)
 
     async def certify(self, header: bytes, block: bytes) -> CertifyReply:
         """One block."""
@@ -299,7 +312,7 @@ class CommitteeClient:
         Raises:
             CommitteeError: no quorum answered in time, or the seats refuse the request.
         """
-        return await self._client.review(request, payload=ray.put(request))
+        return await self._client.review(request, share=ray.put)
 
 
 class RayCertifier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,13 @@ from daifi_flows.cnft import (
 )
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import ModelError
-from daifi_flows.judges import SeatKeys, make_committee
+from daifi_flows.judges import SeatKeys, SeatOffice, make_committee
 from daifi_flows.keys import Account
 from daifi_flows.proofs import Claim, make_proof
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from review_kit import Local
 
 NODE = Account.from_seed(b"node")
 BUYER = Account.from_seed(b"buyer")
@@ -69,8 +74,9 @@ def request_of(seats: Seats) -> Callable[..., ReviewRequest]:
     """A review of ``output`` for the step that doubles a number, proof scheme ``digest``."""
 
     def make(
-        output: Any = 42, *, attempt: int = 0, nonce: int = 0, committee: Committee | None = None
-    ) -> ReviewRequest:
+        output: Any = 42, *, attempt: int = 0, nonce: int = 0, committee: Committee | None = None,
+        deadline_ms: int = 2**62, **changes: Any,
+    ) -> ReviewRequest:  # fmt: skip
         asked = Content.json_value({"args": {"n": 21}}, bytes(32))
         files = (ModelFile(path="lib:double", size=1, sha256=bytes(32)),)
         model = ModelRef(
@@ -82,7 +88,7 @@ def request_of(seats: Seats) -> Callable[..., ReviewRequest]:
             input_cid=asked.cid,
             scheme="digest",
             max_price_wei=1,
-            deadline_ms=1,
+            deadline_ms=deadline_ms,
             buyer=BUYER.address,
             nonce=keccak256(bytes([nonce])),
         )
@@ -101,6 +107,7 @@ def request_of(seats: Seats) -> Callable[..., ReviewRequest]:
             attempt=attempt,
             input=asked,
             result=NodeResult(output=execution.output, proof=proof, manifest=manifest),
+            **changes,
         )
 
     return make
@@ -139,5 +146,44 @@ def doubling() -> Callable[..., Callable[[], Any]]:
             render_output = end_tokens = prefill = output_rows = calibration = prompt_tokens
 
         return Doubling
+
+    return make
+
+
+@pytest.fixture
+def office_of(seats: Any, tmp_path: Path, doubling: Any) -> Any:
+    made: list[SeatOffice] = []
+
+    def make(
+        indices: Sequence[int] = range(21), *, folder: str = "work", reference: Any = None,
+        **options: Any,
+    ) -> SeatOffice:  # fmt: skip
+        office = SeatOffice(
+            seats.committee,
+            list(indices),
+            seats.folder,
+            reference_factory=reference or doubling(),
+            validator_factory=options.pop("validator", None),
+            workdir=tmp_path / folder,
+            **options,
+        )
+        made.append(office)
+        return office
+
+    yield make
+    for office in made:
+        office.close()
+
+
+@pytest.fixture
+def hosts_of(office_of: Any) -> Any:
+    def make(count: int, *, weather: Any = None, **options: Any) -> list[Local]:
+        return [
+            Local(
+                lambda n=n: office_of(range(n * 21 // count, (n + 1) * 21 // count), **options),
+                weather,
+            )
+            for n in range(count)
+        ]
 
     return make

@@ -1,0 +1,87 @@
+"""What goes wrong in a review: messages that are dropped, and misbehaviour anyone can check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from daifi_flows.cnft import Noun, Uint, VoteCommit, VoteReveal
+
+__all__ = ["Ballots", "Complaint", "Evidence", "find_evidence", "two_of"]
+
+Ballots: TypeAlias = Mapping[tuple[int, int], tuple[VoteCommit, ...]]
+"""Distinct commits by seat and wave, at most two each."""
+
+
+class Complaint(Noun):
+    """A message that was dropped. Anyone could have forged it, so nobody is punished for it.
+
+    ``kind`` is ``unknown-seat``, ``wrong-task``, ``bad-signature``, ``bad-share``, ``conflicted``,
+    ``early-commit``, ``late-commit``, ``early-reveal``, ``late-reveal``, ``unmatched-reveal``,
+    ``early-partial`` or ``bad-partial``; ``seat`` is absent when the message names none of the
+    committee's.
+    """
+
+    kind: str
+    seat: Uint | None = None
+
+
+class Evidence(Noun):
+    """Proof, checkable by anyone, that a seat broke the protocol.
+
+    ``equivocation``: two commits signed by ``seat`` for one subject and wave.
+    ``copy``: ``commits[0]``, signed by ``seat``, repeats the commitment of ``commits[1]``, which
+    ``opening`` shows to be another seat's.
+    ``false-accusation``: ``opening`` opens ``commits[0]``, signed by ``seat``, and rejects a chunk
+    of an output that the review's attestation accepts.
+    """
+
+    kind: str
+    seat: Uint
+    commits: tuple[VoteCommit, ...]
+    opening: VoteReveal | None = None
+
+
+def two_of(commits: tuple[VoteCommit, ...]) -> tuple[VoteCommit, ...]:
+    """The two smallest of distinct commits: a choice that does not depend on arrival."""
+    distinct = {item.commitment: item for item in commits}
+    return tuple(distinct[key] for key in sorted(distinct)[:2])
+
+
+def find_evidence(
+    ballots: Ballots,
+    late: Ballots,
+    reveals: Mapping[tuple[int, int], VoteReveal],
+    *,
+    false_accusers: Mapping[int, VoteReveal],
+) -> tuple[Evidence, ...]:
+    """Provable misbehaviour, in one order; of a kind, one proof a seat.
+
+    Args:
+        late: commits that came after the set was closed: they count for nothing else.
+        false_accusers: openings of seats that reject what the committee accepts.
+    """
+    found: dict[tuple[str, int], Evidence] = {}
+    for slot in sorted({*ballots, *late}):
+        kept = two_of((*ballots.get(slot, ()), *late.get(slot, ())))
+        if len(kept) == 2:
+            found.setdefault(
+                ("equivocation", slot[0]),
+                Evidence(kind="equivocation", seat=slot[0], commits=kept),
+            )
+    for slot, reveal in sorted(reveals.items()):
+        theirs = ballots[slot][0]
+        for (seat, _), kept in sorted(ballots.items()):
+            copies = [item for item in kept if item.commitment == theirs.commitment]
+            if seat != slot[0] and copies:
+                found.setdefault(
+                    ("copy", seat),
+                    Evidence(kind="copy", seat=seat, commits=(copies[0], theirs), opening=reveal),
+                )
+    for seat, reveal in sorted(false_accusers.items()):
+        commit = ballots[seat, reveal.vote.wave][0]
+        found.setdefault(
+            ("false-accusation", seat),
+            Evidence(kind="false-accusation", seat=seat, commits=(commit,), opening=reveal),
+        )
+    return tuple(found[key] for key in sorted(found))

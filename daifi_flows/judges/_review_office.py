@@ -1,0 +1,410 @@
+"""A host's part in reviews: one shared re-execution, one journal, each seat's own words."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from daifi_flows.cnft import (
+    FULL_WAVE,
+    PPM,
+    ChunkFinding,
+    Committee,
+    Decision,
+    Subject,
+    Vote,
+    VoteChoice,
+    VoteCommit,
+)
+from daifi_flows.encoding import tagged_hash
+from daifi_flows.errors import CommitteeError, EncodingError, KeyMaterialError
+from daifi_flows.judges._byzantine import Traitor
+from daifi_flows.judges._committee import Phase, ReviewState, checked_commits, replayed
+from daifi_flows.judges._messages import (
+    Asked,
+    Case,
+    CommitReply,
+    Docket,
+    Look,
+    OpenReply,
+    Record,
+    RevealReply,
+    SignReply,
+    deflate,
+    unpack,
+)
+from daifi_flows.judges._review_journal import Ballot, ReviewJournal
+from daifi_flows.judges._seat import SeatKeys
+from daifi_flows.judges.panel import Panel, Senses, decide
+from daifi_flows.keys import recover_address
+from daifi_flows.proofs import Claim, Outcome, Reference, Span, Verdict, spans_of, verify_proof
+from daifi_flows.verify import verify_receipt
+
+__all__ = ["ReviewOffice"]
+
+KEPT_FINDINGS: Final = 256
+"""Chunks whose finding a host remembers, for its seats that are asked about them later."""
+
+MAX_SUBJECT_BYTES: Final = 4096
+MAX_DOCKET_BYTES: Final = 64 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+class ReviewOffice:
+    """The seats of one host in reviews. Thread-safe; every method blocks.
+
+    Args:
+        keys: of the seats here.
+        traitors: the dishonest among them.
+        get_reference: the verifier's copy of the models.
+        clock_ms: Unix milliseconds, to know a task's deadline by.
+    """
+
+    def __init__(
+        self,
+        committee: Committee,
+        keys: Mapping[int, SeatKeys],
+        traitors: Mapping[int, Traitor],
+        *,
+        journal: ReviewJournal,
+        get_reference: Callable[[], Reference],
+        panel: Panel,
+        workdir: Path,
+        clock_ms: Callable[[], int],
+    ) -> None:
+        self.committee = committee
+        self.keys = keys
+        self._traitors = traitors
+        self._honest = {i: own for i, own in keys.items() if i not in traitors}
+        self._journal = journal
+        self._get_reference = get_reference
+        self._panel = panel
+        self._workdir = workdir
+        self._clock_ms = clock_ms
+        self._reviewing = threading.Lock()
+        self._found: dict[tuple[bytes, int], ChunkFinding] = {}
+
+    # The beacon
+
+    def open(self, subject_bytes: bytes, docket_bytes: bytes) -> OpenReply:
+        """Bind the seats here to a subject of this execution, and release their beacon shares.
+
+        A seat is bound to one subject of a (ledger, task, attempt, node) for ever: nobody can try
+        several proofs, and take the one whose draw is convenient.
+
+        Raises:
+            CommitteeError: the review is for another committee, its deadline has passed, or the
+                docket does not show that the node stands behind this proof.
+        """
+        subject = self._subject(subject_bytes)
+        bound = self._bind(subject, unpack(Docket, docket_bytes, MAX_DOCKET_BYTES))
+        message, digest = subject.beacon_message(), subject.digest
+        shares = [
+            (index, share.sign(message))
+            for index in bound
+            if (share := self.keys[index].share) is not None
+        ]
+        for index, traitor in self._traitors.items():
+            shares += [(index, item) for item in traitor.shares(subject)]
+        locks = self._journal.locks(bound, digest)
+        signed = self._journal.attested(bound, digest)
+        return OpenReply(
+            seats=tuple(self.keys),
+            shares=tuple(shares),
+            locked=(
+                next((deflate(data) for (_, look), data in locks.items() if look == 0), b""),
+                next((deflate(data) for (_, look), data in locks.items() if look == 1), b""),
+            ),
+            signed=next((deflate(data) for data in signed.values()), b""),
+            refused=None if len(bound) == len(self._honest) else _OTHER_PROOF,
+        )
+
+    def _subject(self, data: bytes) -> Subject:
+        subject = Subject.from_canonical(data, max_bytes=MAX_SUBJECT_BYTES)
+        if subject.committee != self.committee.digest:
+            raise CommitteeError("the review is for another committee: ask its seats")
+        if self._clock_ms() > subject.deadline_ms:
+            raise CommitteeError("the task's deadline has passed: seats say nothing more about it")
+        return subject
+
+    def _bind(self, subject: Subject, docket: Docket) -> tuple[int, ...]:
+        """The honest seats that take part in this subject's review."""
+        fault = docket_fault(subject, docket, self.committee)
+        if fault is not None:
+            raise CommitteeError(f"the seats take no part in this review: {fault}")
+        return self._journal.open(tuple(self._honest), execution_of(subject), subject.digest)
+
+    # Votes
+
+    def commit(
+        self, subject_bytes: bytes, beacon: bytes, wave: int, asked: Asked, case: Case
+    ) -> CommitReply:
+        """Check the chunks that seats here are asked about, once for all of them, and have each
+        seat commit to its findings. What a seat has committed to before, it repeats.
+
+        Raises:
+            CommitteeError: as for :meth:`open`; the beacon is not the group's, or has the output
+                not reviewed; or the case is not the subject's.
+        """
+        subject = self._subject(subject_bytes)
+        if not 0 <= wave <= FULL_WAVE:
+            raise CommitteeError(f"a review has no wave {wave}")
+        state = ReviewState.start(subject, self.committee).with_beacon(beacon)
+        if not state.drawn:
+            raise CommitteeError("the lottery has not drawn this output: there is nothing to vote")
+        if case.input.cid != case.docket.spec.input_cid:
+            raise CommitteeError("the review's input is not the one its spec names: send that one")
+        spans = spans_of(case.proof)
+        if case.proof.cid != subject.proof_cid or len(spans) != subject.chunks:
+            raise CommitteeError("the proof is not the one that the review is about")
+        bound = self._bind(subject, case.docket)
+        wanted = {
+            index: tuple(sorted({c for c in asked[index] if 0 <= c < subject.chunks}))
+            for index in bound
+            if index in asked and index not in state.shut
+        }
+        ballots = self._vote(subject, wave, wanted, case, spans)
+        commits = [
+            self.keys[index].commit(Vote.from_canonical(ballot.vote), ballot.salt)
+            for index, ballot in sorted(ballots.items())
+        ]
+        for index, traitor in self._traitors.items():
+            chunks = tuple(asked.get(index, ()))
+            if chunks:
+                near = [Vote.from_canonical(ballot.vote) for ballot in ballots.values()]
+                commits += traitor.commits(subject, wave, chunks, commits, near)
+        return CommitReply(
+            commits=tuple(commit.canonical() for commit in commits),
+            refused=None if len(bound) == len(self._honest) else _OTHER_PROOF,
+        )
+
+    def _vote(
+        self, subject: Subject, wave: int, wanted: Asked, case: Case, spans: Sequence[Span]
+    ) -> dict[int, Ballot]:
+        """Journal a vote for every seat that is asked and has none in this wave."""
+        digest, look = subject.digest, int(wave == FULL_WAVE)
+        with self._reviewing:  # the same request, sent twice, waits here and then remembers
+            known = self._journal.ballots(tuple(wanted), digest)
+            locks = self._journal.locks(tuple(wanted), digest)
+            self._remember(digest, known.values())
+            drafts: dict[tuple[int, int], Ballot] = {}
+            for index, chunks in wanted.items():
+                # Who has opened a vote of this look has read others': it comes too late.
+                if chunks and (index, wave) not in known and (index, look) not in locks:
+                    found = [self._finding(digest, case, spans[chunk]) for chunk in chunks]
+                    vote = self.keys[index].vote(subject, wave, found)
+                    salt = self.keys[index].salt(subject, wave)
+                    drafts[index, wave] = Ballot(vote.canonical(), salt)
+            if drafts:
+                self._journal.vote(digest, drafts)
+                known = self._journal.ballots(tuple(wanted), digest)
+        return {index: known[index, wave] for index in wanted if (index, wave) in known}
+
+    def _remember(self, digest: bytes, ballots: Iterable[Ballot]) -> None:
+        for ballot in ballots:
+            for finding in Vote.from_canonical(ballot.vote).findings:
+                self._found.setdefault((digest, finding.chunk), finding)
+
+    def _finding(self, digest: bytes, case: Case, span: Span) -> ChunkFinding:
+        """What this host finds in a chunk; it looks once."""
+        if (found := self._found.get((digest, span.index))) is None:
+            while len(self._found) >= KEPT_FINDINGS:
+                del self._found[next(iter(self._found))]
+            found = self._found[digest, span.index] = self._check(case, span)
+        return found
+
+    def _check(self, case: Case, span: Span) -> ChunkFinding:
+        """Verify and judge. Trouble on this side abstains: it must not accuse the node."""
+        spec, opinion = case.docket.spec, None
+        try:
+            reference = self._get_reference()
+            claim = Claim(spec, case.input, case.output, case.materials)
+            verdict = verify_proof(claim, case.proof, reference, self._workdir, span)
+            if verdict.reexecuted is not None and verdict.outcome is Outcome.VALID:
+                claimed = verdict.claimed if verdict.claimed is not None else case.output
+                opinion = self._panel.compare(
+                    claimed, verdict.reexecuted, Senses(embed=reference.embed)
+                )
+        except Exception as error:
+            _log.exception("review of task %s failed here", spec.task_id.hex())
+            verdict = Verdict(
+                Outcome.CANNOT_TELL, 0, f"could not check: {type(error).__name__}: {error}"
+            )
+            opinion = None
+        finding = decide(verdict, opinion, spec.review.min_confidence_ppm)
+        return ChunkFinding(
+            chunk=span.index,
+            decision=finding.decision,
+            confidence_ppm=finding.confidence_ppm,
+            reason=_short(finding.reason),
+            panel=opinion.encoded if opinion is not None else (),
+        )
+
+    def reveal(self, subject_bytes: bytes, look_bytes: bytes) -> RevealReply:
+        """Once the set of commits is closed, lock it and open these seats' votes against it.
+
+        After this no vote can be added: whoever has read the openings comes too late to copy.
+        """
+        subject, look = self._subject(subject_bytes), unpack(Look, look_bytes)
+        full = bool(look.commits) and look.commits[0].wave == FULL_WAVE
+        state = checked_commits(subject, self.committee, look.commits, full=full)
+        committed = state.committed(full=full)
+        needed = 1 if full else self.committee.faults + 1
+        voters = {seat for seat, _ in committed}
+        if len(voters) < needed:
+            return RevealReply((), f"only {len(voters)} seats have committed")
+        digest, number = subject.digest, int(full)
+        ballots = self._journal.ballots(tuple(self._honest), digest)
+        mine = {slot: ballot for slot, ballot in ballots.items() if slot in committed}
+        locked = Look(commits=state.commit_set(full=full)).canonical()
+        self._journal.lock(sorted({seat for seat, _ in mine}), digest, number, locked)
+        locks = self._journal.locks(tuple(self._honest), digest)
+        reveals = [
+            self.keys[slot[0]].reveal(Vote.from_canonical(ballot.vote), ballot.salt)
+            for slot, ballot in sorted(mine.items())
+            if locks.get((slot[0], number)) == locked
+        ]
+        for traitor in self._traitors.values():
+            reveals += traitor.reveals(subject, committed, reveals)
+        refused = None if reveals else "these seats took no part in this round of commits"
+        return RevealReply(tuple(item.canonical() for item in reveals), refused)
+
+    # The outcome
+
+    def sign(self, subject_bytes: bytes, docket_bytes: bytes, record_bytes: bytes) -> SignReply:
+        """Count the whole record, and sign its outcome, once per review.
+
+        Args:
+            docket_bytes: may be empty where these seats have been shown it.
+
+        Seats that were not asked sign as well. One whose opened vote was left out does not; nor
+        does one that came late to reject what the record accepts without having asked all seats.
+
+        Raises:
+            CommitteeError: as for :meth:`open`; or the record leaves the outcome open.
+        """
+        subject, record = self._subject(subject_bytes), unpack(Record, record_bytes)
+        bound = self._journal.bound(tuple(self._honest), execution_of(subject), subject.digest)
+        if not bound:
+            docket = unpack(Docket, docket_bytes, MAX_DOCKET_BYTES)
+            bound = self._bind(subject, docket)
+        looks = [(self._commits_of(look), look.reveals) for look in record.looks]
+        if any(commits is None for commits, _ in looks):
+            return SignReply((), "a set of commits is not here", lost=True)
+        looks = [(commits or (), reveals) for commits, reveals in looks]
+        state = replayed(subject, self.committee, record.beacon, looks)
+        if state.phase is not Phase.SIGN:
+            raise CommitteeError("the record leaves the outcome open: all seats must be asked")
+        digest, tally, message = subject.digest, state.tally(), state.message()
+        ballots = self._journal.ballots(bound, digest)
+        locks = self._journal.locks(bound, digest)
+        able = [index for index in bound if self._agrees(index, state, ballots, locks)]
+        whole = Record(
+            beacon=record.beacon,
+            looks=tuple(Look(commits=commits, reveals=reveals) for commits, reveals in looks),
+        )
+        signers = self._journal.attest(able, digest, message, whole.canonical())
+        partials = [(index, self.keys[index].bls.sign(message)) for index in signers]
+        for index, traitor in self._traitors.items():
+            partials += [
+                (index, item)
+                for item in traitor.partials(
+                    subject, tally.decision, tally.confidence_ppm, state.basis
+                )
+            ]
+        refused = None if partials else "these seats' votes are not in this tally"
+        return SignReply(tuple(partials), refused)
+
+    def _commits_of(self, look: Look) -> tuple[VoteCommit, ...] | None:
+        """The commits of a look; nothing where they are named and not known here."""
+        if look.closed is None:
+            return look.commits
+        data = self._journal.message(look.closed)
+        return None if data is None else Look.from_canonical(data).commits
+
+    def _agrees(
+        self,
+        index: int,
+        state: ReviewState,
+        ballots: Mapping[tuple[int, int], Ballot],
+        locks: Mapping[tuple[int, int], bytes],
+    ) -> bool:
+        """Whether a seat may sign this state's outcome, after all it has said."""
+        for number in (0, 1):
+            locked = locks.get((index, number))
+            now = Look(commits=state.commit_set(full=bool(number))).canonical()
+            if locked is not None and locked != now:
+                return False
+        disputed = state.disputed
+        for slot, ballot in ballots.items():
+            if slot[0] != index or slot in state.reveals:
+                continue
+            if slot in state.commits:
+                return False
+            vote = Vote.from_canonical(ballot.vote)
+            if state.tally().decision is Decision.ACCEPTED and any(
+                each.decision is VoteChoice.REJECT and each.chunk not in disputed
+                for each in vote.findings
+            ):
+                return False
+        return True
+
+
+_OTHER_PROOF: Final = "seats were asked about another proof of this attempt before"
+
+
+def execution_of(subject: Subject) -> bytes:
+    """Names what a seat is bound to one subject of, 32 bytes."""
+    return tagged_hash(
+        "daifi/execution/1",
+        {
+            "ledger_id": subject.ledger_id,
+            "task_id": subject.task_id,
+            "attempt": subject.attempt,
+            "node": subject.node,
+        },
+    )
+
+
+def docket_fault(subject: Subject, docket: Docket, committee: Committee) -> str | None:
+    """Why seats take no part: the docket does not show the node bound to the subject's proof, or
+    the ledger that its review may be waived."""
+    spec, header, receipt = docket.spec, docket.header, docket.committed
+    said = (spec.task_id, spec.review.min_confidence_ppm, spec.deadline_ms)
+    if said != (subject.task_id, subject.min_confidence_ppm, subject.deadline_ms):
+        return "it is about another task"
+    statement = header.statement
+    if (statement.task_id, statement.output_cid, header.node) != (
+        subject.task_id,
+        subject.output_cid,
+        subject.node,
+    ):
+        return "the proof is about another task, output or node"
+    digest = header.digest()
+    try:
+        signer = recover_address(digest, header.signature)
+    except KeyMaterialError as error:
+        return f"the node's signature is malformed: {error}"
+    if signer != header.node:
+        return "the proof was not signed by the node it names"
+    if receipt is None:
+        return None if subject.review_ppm == PPM else "there is no receipt of the node's commit"
+    if receipt.leaf.review_ppm != subject.review_ppm:
+        return "the receipt says another review rate"
+    if receipt.header.ledger_id != subject.ledger_id or not receipt.leaf.commits(
+        task_id=subject.task_id, attempt=subject.attempt, node=subject.node, proof=digest
+    ):
+        return "the receipt is of another commit"
+    try:
+        verify_receipt(receipt, committee)
+    except EncodingError as error:
+        return f"the receipt of the node's commit is not certified: {error}"
+    return None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else text[:199] + "…"
