@@ -444,3 +444,67 @@ async def test_a_handover_is_signed_to_confirmed_shares_only(epochs: Any) -> Non
     ):
         with pytest.raises(CommitteeError):
             office.answer(ask.model_copy(update=changed).canonical())
+
+
+# Real hosts
+
+
+def lying_hosts(traitors: Sequence[int]) -> type[Any]:
+    """Seat hosts whose traitors deal half of the others nothing that opens. A local class, so that
+    it reaches Ray's workers by value."""
+    from daifi_flows.judges._keygen import KeygenWord
+    from daifi_flows.judges.actor import SeatHost
+
+    class LyingHost(SeatHost):
+        async def keygen(self, request: bytes) -> bytes:
+            word = KeygenWord.from_canonical(await super().keygen(request))
+            dealings = [
+                dealing
+                if dealing.dealer not in traitors
+                else dealing.model_copy(
+                    update={"boxes": (bytes(80),) * 10 + dealing.boxes[10:]}
+                ).sign(self._office.keys[dealing.dealer].bls)
+                for dealing in word.dealings
+            ]
+            return word.model_copy(update={"dealings": tuple(dealings)}).canonical()
+
+    return LyingHost
+
+
+@pytest.mark.slow
+async def test_ray_hosts_make_a_key_with_six_traitors_and_a_kill(
+    ray_cluster: None, bare_of: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import ray
+
+    from daifi_flows.judges.actor import RaySeats
+
+    folder, bare = bare_of(21)
+    actor: Any = ray.remote(lying_hosts((0, 3, 8, 11, 15, 20)))
+    hosts = [
+        actor.options(max_restarts=-1, max_task_retries=0, max_concurrency=8, num_cpus=0).remote(
+            bare,
+            list(range(7 * number, 7 * number + 7)),
+            folder,
+            reference_factory=None,
+            validator_factory=None,
+            workdir=tmp_path / "seats",
+        )
+        for number in range(3)
+    ]
+    try:
+        making = asyncio.ensure_future(
+            make_group_key([RaySeats(h) for h in hosts], bare, ledger_id=LEDGER, grace_s=60)
+        )
+        while not list(folder.glob("*keygen*")):  # the first hello is on its way
+            await asyncio.sleep(0.01)
+        ray.kill(hosts[1], no_restart=False)
+        committee = await making
+    finally:
+        for host in hosts:
+            ray.kill(host)
+    check_shares(committee, folder)
+    assert len(list(folder.glob("*.share"))) == 21
+    said = [record.getMessage().split() for record in caplog.records]
+    blamed = {int(words[1]) for words in said if words[-5:] == ["left", "out", "of", "the", "key"]}
+    assert blamed == {0, 3, 8, 11, 15, 20}
