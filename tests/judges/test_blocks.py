@@ -275,7 +275,7 @@ def test_only_the_newest_signed_blocks_are_kept(tmp_path: Path) -> None:
         return journal.signed_after(seats, LEDGER, bytes([height - 1]) * 32)
 
     def kept() -> int:
-        return journal._read("SELECT COUNT(*) FROM block", ())[0][0]
+        return journal._database.read("SELECT COUNT(*) FROM block", ())[0][0]
 
     blocks = {height: sign(ALL, height, 0) for height in range(1, 10)}
     assert kept() == 2 and shown(7) == b""
