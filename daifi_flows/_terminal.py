@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from daifi_flows._step import StepEvent, StepState, dai
-from daifi_flows.cnft import ComputeNFT
+from daifi_flows.cnft import Basis, ComputeNFT
 from daifi_flows.verify import Report, Status
 
 if TYPE_CHECKING:
@@ -94,7 +94,9 @@ def print_results(console: Console, answer: str, action: Any, steps: Sequence[Co
             step.name,
             f"{step.spec.scheme}, {step.proof_bytes:,} B",
             str(step.attestation.signers.bit_count()),
-            f"{step.attestation.confidence_ppm / 1e6:.4f}",
+            "not drawn"
+            if step.attestation.basis is Basis.WAIVED
+            else f"{step.attestation.confidence_ppm / 1e6:.4f}",
             dai(paid_wei(step)),
             str(step.receipt.header.height),
         )

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from daifi_flows._step import dai
-from daifi_flows.cnft import ComputeNFT
+from daifi_flows.cnft import Basis, ComputeNFT
+from daifi_flows.errors import EncodingError
 
 __all__ = ["GraphNode", "card", "graph_markdown", "graph_svg", "slug"]
 
@@ -84,7 +85,9 @@ def card(nft: ComputeNFT) -> str:
         ("Proof", f"{_cell(spec.scheme)}, {nft.proof_bytes:,} bytes"),
         (
             "Decision",
-            f"**{_cell(attestation.decision.value)}**, confidence "
+            f"**{_cell(attestation.decision.value)}**, not drawn for review"
+            if attestation.basis is Basis.WAIVED
+            else f"**{_cell(attestation.decision.value)}**, confidence "
             f"{attestation.confidence_ppm / 10_000:.2f}%",
         ),
         (
@@ -107,10 +110,22 @@ def card(nft: ComputeNFT) -> str:
         lines += ["", "## Effect", "", _fenced(_excerpt(nft.effect))]
     lines += ["", "## Settlement", "", "| What | Value |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in rows]
+    if nft.report is not None:
+        lines += ["", "## Review", "", _review(nft.report)]
     if nft.attempts:
         lines += ["", "## Attempts before this one", "", *_attempts(nft.attempts)]
     lines += ["", f"Check it offline: `daifi verify {str(nft.bundle).replace('`', '')}`", ""]
     return "\n".join(lines)
+
+
+def _review(report: Mapping[str, Any]) -> str:
+    """The account of the review; one that this version does not know is shown as it is."""
+    from daifi_flows.judges import ReviewReport
+
+    try:
+        return ReviewReport.from_plain(report).markdown().strip()
+    except EncodingError:
+        return _fenced(_excerpt(report))
 
 
 def _attempts(attempts: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -206,6 +206,7 @@ def _emit_minted(nft: ComputeNFT) -> None:
             "task_id": "0x" + nft.task_id.hex(),
             "model": nft.spec.model.name,
             "scheme": nft.spec.scheme,
+            "basis": nft.attestation.basis.value,
             "confidence_ppm": nft.attestation.confidence_ppm,
             "block": nft.receipt.header.height,
             "bundle_cid": nft.bundle_cid,

@@ -13,7 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daifi_flows._step import StepRequest
-from daifi_flows.cnft import ComputeNFT, Content, ModelRef
+from daifi_flows.cnft import PPM, Basis, ComputeNFT, Content, Decision, ModelRef, VoteChoice
+from daifi_flows.encoding import cid_of
+from daifi_flows.judges import ChunkReport, ReviewReport, SeatReport
+from daifi_flows.judges._report import Feature, FindingReport
 from daifi_flows.tasks._markdown import GraphNode, card, dai, graph_markdown, graph_svg, slug
 
 
@@ -54,6 +57,86 @@ def test_no_reason_can_break_the_table_or_become_html(text: str) -> None:
     row = lines[lines.index("## Attempts before this one") + 4]
     assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) == 4
     assert "<" not in re.sub(r"`[^`]*`", "", row)
+
+
+def _report(reason: str) -> ReviewReport:
+    chunk = ChunkReport(
+        chunk=0,
+        decision=Decision.ACCEPTED,
+        confidence_ppm=998_000,
+        accepts=1,
+        rejects=0,
+        abstains=0,
+        full=0,
+        reason=reason,
+        asked=(3,),
+        replaced=(),
+        silent=(),
+        findings=(
+            FindingReport(
+                seat=3,
+                wave=0,
+                decision=VoteChoice.ACCEPT,
+                confidence_ppm=998_000,
+                reason=reason,
+                features=(Feature(name="cosine", value_ppm=970_000),),
+            ),
+        ),
+    )
+    return ReviewReport(
+        task_id=bytes(32),
+        proof_cid=cid_of(b"proof"),
+        decision=Decision.ACCEPTED,
+        basis=Basis.REVIEWED,
+        confidence_ppm=998_000,
+        reason=reason,
+        review_ppm=PPM,
+        drawn=1,
+        beacon=bytes(96),
+        waves=1,
+        missing=0,
+        signers=1,
+        quorum=1,
+        conflicted=(),
+        chunks=(chunk,),
+        seats=(SeatReport(seat=3, asked=(0,), checked=(0,), signed=True),),
+        open_ms=1,
+        commit_ms=2,
+        reveal_ms=3,
+        sign_ms=4,
+        total_ms=10,
+    )
+
+
+def test_the_card_tells_of_the_review_what_its_report_says() -> None:
+    report = _report("the tokens are the model's")
+    text = card(replace(_nft(), report=report.jsonable()))
+    assert "## Review" in text
+    assert report.markdown().strip() in text
+    assert "cosine 0.970" in text
+    assert "## Review" not in card(_nft())
+
+
+@given(st.text(max_size=200))
+def test_no_seat_can_write_markup_into_the_review(reason: str) -> None:
+    text = card(replace(_nft(), report=_report(reason).jsonable()))
+    told = text[text.index("## Review") :].split("\n")
+    quiet = card(replace(_nft(), report=_report("x").jsonable()))
+    assert len(told) == len(quiet[quiet.index("## Review") :].split("\n"))
+    assert not any(re.search(r"(?<!\\)<", line) for line in told)
+
+
+def test_a_report_of_another_version_is_shown_as_it_is() -> None:
+    text = card(replace(_nft(), report={"votes": ["`<script>`"]}))
+    assert '"votes"' in text[text.index("## Review") :]
+
+
+def test_an_unseen_output_is_not_given_a_confidence() -> None:
+    nft = _nft()
+    unseen = nft.attestation.model_copy(update={"basis": Basis.WAIVED, "confidence_ppm": 0})
+    text = card(replace(nft, attestation=unseen))
+    assert "| Decision | **accepted**, not drawn for review |" in text
+    assert "confidence" not in text
 
 
 def test_long_outputs_are_cut_and_say_so() -> None:
