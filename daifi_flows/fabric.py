@@ -84,7 +84,7 @@ class Fabric:
         """Start Ray on this machine, the ledger, the seats and the nodes.
 
         A second fabric on the same machine takes its own place under ``settings.home``, with a
-        ledger of its own.
+        ledger of its own. This machine is the trusted dealer of the committee's group key.
 
         Args:
             dishonest: add cheaper nodes that cheat on LLM steps, one for each of ``quantized``,
@@ -113,7 +113,9 @@ class Fabric:
         """Bring the fabric up on the Ray cluster at ``address`` (``host:port``, ``auto``).
 
         Run it on a machine of that cluster: the ledger's file and the seats' keys stay on the
-        machine that calls. Other arguments as for :meth:`local`.
+        machine that calls. The seats of a new ledger make their group key together
+        (:mod:`daifi_flows.dkg`), so that no process ever holds it; a ledger that is there keeps
+        its committee. Other arguments as for :meth:`local`.
 
         Raises:
             ConfigError: nothing answers at that address.

@@ -7,8 +7,8 @@ under the group's key (Boldyreva, PKC 2003). It is unique: whoever combines whic
 the same bytes, which is what makes it a beacon (as in drand).
 
 :func:`deal` is a trusted dealer: who runs it knows every secret, and must forget them. Everything
-else needs only the group's key and the holders' public shares, wherever those came from, so that
-distributed key generation can take the dealer's place.
+else needs only the group's key and the holders' public shares, wherever those came from:
+:mod:`daifi_flows.dkg` makes them without a dealer.
 """
 
 from __future__ import annotations
