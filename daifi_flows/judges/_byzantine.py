@@ -20,6 +20,7 @@ from daifi_flows.cnft import (
     VoteCommit,
     VoteReveal,
 )
+from daifi_flows.dispute import DisputeFinding
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import CommitteeError
 from daifi_flows.judges._seat import SeatKeys
@@ -59,6 +60,14 @@ class Traitor:
         self.keys = keys
         self.behaviour = behaviour
         self._votes: dict[tuple[bytes, int], Vote] = {}
+
+    @property
+    def dispute_finding(self) -> DisputeFinding | None:
+        """What it signs about every disputed output."""
+        if self.behaviour == "silent":
+            return None
+        accuses = self.behaviour in ("always-reject", "reject-falsely")
+        return DisputeFinding.UPHELD if accuses else DisputeFinding.DISMISSED
 
     def shares(self, subject: Subject) -> list[bytes]:
         """Of the review's beacon."""

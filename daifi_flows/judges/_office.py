@@ -28,6 +28,8 @@ from daifi_flows.judges._messages import (
 from daifi_flows.judges._review_journal import ReviewJournal
 from daifi_flows.judges._review_office import ReviewOffice
 from daifi_flows.judges._seat import SeatKeys
+from daifi_flows.judges._statements import Question, StatementDesk, StatementReply
+from daifi_flows.judges._statements_journal import StatementJournal
 from daifi_flows.judges.panel import Panel
 from daifi_flows.proofs import Reference
 
@@ -98,6 +100,18 @@ class SeatOffice:
             workdir=workdir,
             clock_ms=clock_ms,
         )
+        self._statement_journal = StatementJournal(workdir / "seats.sqlite")
+        self._statements = StatementDesk(
+            committee,
+            {index: own for index, own in self.keys.items() if index not in self._traitors},
+            self._statement_journal,
+            self._reviews.inspect,
+            {
+                index: (traitor.keys, finding)
+                for index, traitor in self._traitors.items()
+                if (finding := traitor.dispute_finding) is not None
+            },
+        )
         self._blocks = BlockOffice(
             committee, self.keys, self._traitors, self._journal, validator_factory
         )
@@ -140,6 +154,12 @@ class SeatOffice:
         """See :meth:`KeyOffice.answer`."""
         return self._keygen.answer(request)
 
+    # Disputes and batches
+
+    def statement(self, question: Question) -> StatementReply:
+        """See :meth:`StatementDesk.answer`."""
+        return self._statements.answer(question)
+
     # Blocks of the ledger
 
     def certify(self, header_bytes: bytes, block: bytes) -> CertifyReply:
@@ -176,5 +196,6 @@ class SeatOffice:
 
     def close(self) -> None:
         """Close the journal."""
+        self._statement_journal.close()
         self._review_journal.close()
         self._journal.close()

@@ -14,6 +14,7 @@ from daifi_flows.cnft import (
     ChunkFinding,
     Committee,
     Decision,
+    ReviewRequest,
     Subject,
     Vote,
     VoteChoice,
@@ -158,6 +159,8 @@ class ReviewOffice:
             raise CommitteeError("the lottery has not drawn this output: there is nothing to vote")
         if case.input.cid != case.docket.spec.input_cid:
             raise CommitteeError("the review's input is not the one its spec names: send that one")
+        if case.output.cid != subject.output_cid:  # else who sends another accuses the node
+            raise CommitteeError("the output is not the one the node signed: send that one")
         spans = spans_of(case.proof)
         if case.proof.cid != subject.proof_cid or len(spans) != subject.chunks:
             raise CommitteeError("the proof is not the one that the review is about")
@@ -243,6 +246,16 @@ class ReviewOffice:
             reason=_short(finding.reason),
             panel=opinion.encoded if opinion is not None else (),
         )
+
+    def inspect(self, request: ReviewRequest) -> VoteChoice:
+        """What this host finds in a whole output: a reject where one chunk is wrong, an accept
+        where all are right."""
+        case = Case.of(request)
+        with self._reviewing:
+            found = [self._check(case, span).decision for span in spans_of(case.proof)]
+        if VoteChoice.REJECT in found:
+            return VoteChoice.REJECT
+        return VoteChoice.ABSTAIN if VoteChoice.ABSTAIN in found else VoteChoice.ACCEPT
 
     def reveal(self, subject_bytes: bytes, look_bytes: bytes) -> RevealReply:
         """Once the set of commits is closed, lock it and open these seats' votes against it.

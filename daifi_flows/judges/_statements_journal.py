@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
-import threading
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from daifi_flows.errors import CommitteeError
+from daifi_flows.judges._database import Database
 
 __all__ = ["MAX_UNSIGNED", "StatementJournal"]
 
@@ -30,39 +27,23 @@ CREATE INDEX IF NOT EXISTS batch_scope ON batch (seat, scope, state);
 
 
 class StatementJournal:
-    """SQLite in WAL mode; every write is on disk when the method returns. Thread-safe.
-
-    Raises:
-        CommitteeError: the file cannot be opened or written.
-    """
+    """Statements of the seats whose host works here, in their one file (see :class:`Database`)."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        self._lock = threading.Lock()
-        try:
-            self._db = sqlite3.connect(path, timeout=30, check_same_thread=False)
-            self._db.isolation_level = None
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA)
-        except sqlite3.Error as error:
-            raise CommitteeError(f"statement journal {path} cannot be used: {error}") from error
+        self._db = Database(path, _SCHEMA)
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
-            self._db.close()
+        self._db.close()
 
     def findings(self, seats: Sequence[int], place: bytes) -> dict[int, str]:
         """What ``seats`` found in the dispute of this place (32 bytes)."""
-        with self._transaction() as db:
-            rows = db.execute("SELECT seat, finding FROM dispute WHERE place = ?", (place,))
-            return {seat: finding for seat, finding in rows if seat in seats}
+        rows = self._db.read("SELECT seat, finding FROM dispute WHERE place = ?", (place,))
+        return {seat: finding for seat, finding in rows if seat in seats}
 
     def find(self, seats: Sequence[int], place: bytes, finding: str) -> dict[int, str]:
         """Record a finding for those of ``seats`` that have none; what all of them found."""
-        with self._transaction() as db:
+        with self._db.transaction() as db:
             db.executemany(
                 "INSERT OR IGNORE INTO dispute VALUES (?, ?, ?)",
                 [(seat, place, finding) for seat in seats],
@@ -77,7 +58,7 @@ class StatementJournal:
                 :data:`MAX_UNSIGNED` batches unsigned.
         """
         able: list[int] = []
-        with self._transaction() as db:
+        with self._db.transaction() as db:
             for seat in seats:
                 known = db.execute(
                     "SELECT 1 FROM batch WHERE seat = ? AND digest = ?", (seat, digest)
@@ -97,7 +78,7 @@ class StatementJournal:
     def end_batch(self, seats: Sequence[int], digest: bytes, state: str) -> dict[int, str]:
         """Record ``signed`` or ``refused`` for seats that opened the batch and have not ended it;
         how it stands with each of ``seats`` that opened it."""
-        with self._transaction() as db:
+        with self._db.transaction() as db:
             db.executemany(
                 "UPDATE batch SET state = ? WHERE seat = ? AND digest = ? AND state = 'opened'",
                 [(state, seat, digest) for seat in seats],
@@ -106,22 +87,5 @@ class StatementJournal:
 
     def batch_states(self, seats: Sequence[int], digest: bytes) -> dict[int, str]:
         """``opened``, ``signed`` or ``refused``, by seat."""
-        with self._transaction() as db:
-            rows = db.execute("SELECT seat, state FROM batch WHERE digest = ?", (digest,))
-            return {seat: state for seat, state in rows if seat in seats}
-
-    @contextmanager
-    def _transaction(self) -> Generator[sqlite3.Connection]:
-        try:
-            with self._lock:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._db
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    self._db.execute("ROLLBACK")
-                    raise
-        except sqlite3.Error as error:
-            raise CommitteeError(
-                f"statement journal {self._path} cannot be used: {error}"
-            ) from error
+        rows = self._db.read("SELECT seat, state FROM batch WHERE digest = ?", (digest,))
+        return {seat: state for seat, state in rows if seat in seats}

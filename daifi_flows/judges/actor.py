@@ -15,6 +15,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from daifi_flows._process import collect_rarely
 from daifi_flows.cnft import Attestation, BlockHeader, Committee, ReviewRequest
+from daifi_flows.dispute import DisputeAttestation
 from daifi_flows.errors import CommitteeError, DaifiError
 from daifi_flows.judges._blocks import BlockValidator
 from daifi_flows.judges._certifier import BlockCertifier, History
@@ -32,7 +33,11 @@ from daifi_flows.judges._messages import (
 )
 from daifi_flows.judges._office import SeatOffice
 from daifi_flows.judges._report import ReviewReport
+from daifi_flows.judges._statement_client import FetchLeaf, StatementClient
+from daifi_flows.judges._statements import Question, StatementReply
+from daifi_flows.keys import Account
 from daifi_flows.proofs import Reference
+from daifi_flows.rollup import Batch, BatchAttestation, BatchStatement
 
 __all__ = ["CommitteeClient", "RayCertifier", "SeatHost", "named_hosts", "start_seat_hosts"]
 
@@ -108,6 +113,10 @@ class SeatHost:
     async def sign(self, subject: bytes, docket: bytes, record: bytes) -> SignReply:
         """Sign the outcome."""
         return await self._in(self._rounds, self._office.sign, subject, docket, record)
+
+    async def statement(self, question: Question) -> StatementReply:
+        """Look into a dispute or a batch, and sign what is so."""
+        return await self._in(self._reviews, self._office.statement, question)
 
     async def certify(self, header: bytes, block: bytes) -> CertifyReply:
         """Check and sign one block."""
@@ -234,6 +243,10 @@ class RaySeats:
         """Signatures."""
         return await _answer(self.handle.sign.remote(subject, docket, record), ROUND_TIMEOUT_S)
 
+    async def statement(self, question: Question) -> StatementReply:
+        """Disputes and batches; takes as long as the re-execution does."""
+        return await _answer(self.handle.statement.remote(question), None)
+
     async def certify(self, header: bytes, block: bytes) -> CertifyReply:
         """One block."""
         return await _answer(self.handle.certify.remote(header, block), ROUND_TIMEOUT_S)
@@ -300,9 +313,9 @@ class CommitteeClient:
         grace_s: float = 15.0,
     ) -> None:
         self.committee = committee
-        self._client = ReviewClient(
-            [RaySeats(host) for host in hosts], committee, timeout_s=timeout_s, grace_s=grace_s
-        )
+        seats = [RaySeats(host) for host in hosts]
+        self._client = ReviewClient(seats, committee, timeout_s=timeout_s, grace_s=grace_s)
+        self._statements = StatementClient(seats, committee, timeout_s=timeout_s)
 
     async def review(self, request: ReviewRequest) -> tuple[Attestation, ReviewReport]:
         """The committee's signed finding on a node's result, and the account of how it came.
@@ -313,6 +326,16 @@ class CommitteeClient:
             CommitteeError: no quorum answered in time, or the seats refuse the request.
         """
         return await self._client.review(request, share=ray.put)
+
+    async def dispute(self, review: ReviewRequest, number: int = 0) -> DisputeAttestation | None:
+        """See :meth:`StatementClient.dispute`."""
+        return await self._statements.dispute(review, number)
+
+    async def batch(
+        self, statement: BatchStatement, operator: Account, batch: Batch, fetch: FetchLeaf
+    ) -> BatchAttestation:
+        """See :meth:`StatementClient.batch`."""
+        return await self._statements.batch(statement, operator, batch, fetch)
 
 
 class RayCertifier:
