@@ -44,7 +44,7 @@ from daifi_flows.ledger._params import MAX_DISPUTES
 from daifi_flows.ledger._tx.disputes import Dispute, ResolveDispute
 from daifi_flows.review_rate import drawn_for_audit
 
-__all__ = ["Audit", "AuditOutcome", "Auditor", "SettledWork", "works_of"]
+__all__ = ["Audit", "AuditOutcome", "Auditor", "Ledger", "SettledWork", "works_of"]
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
+from daifi_flows._auditing import Audit, Auditor, Ledger, works_of
 from daifi_flows._bringup import Parts, bring_up
+from daifi_flows._canaries import CanaryReport, known_work, run_canary
 from daifi_flows._life import Life
 from daifi_flows._step import StepEvent, StepRequest
 from daifi_flows._sync import run_sync
@@ -241,6 +244,41 @@ class Fabric:
         if self.settings.encrypt_outputs:
             request = replace(request, encrypt=True)
         return await self._life.run(request)
+
+    async def audit_work(self) -> tuple[Audit, ...]:
+        """Audit what this fabric bought unseen, and bring the seats' answer to open disputes.
+
+        Each output whose review was waived is drawn once, with the ledger's ``review.audit_ppm``.
+        Run it often enough that none is out of its challenge window before it was drawn
+        (``rewards.challenge_ms``, ten minutes by default).
+
+        Raises:
+            LedgerError: the ledger does not answer.
+        """
+        return await self._auditor().run(works_of(self._parts.home))
+
+    async def send_canaries(self, count: int = 1) -> tuple[CanaryReport, ...]:
+        """Ask some of this fabric's reviewed tasks again in other names, and compare the answers.
+
+        Raises:
+            ConfigError: no reviewed task can be repeated yet.
+            LedgerError, MeshError, CommitteeError: the fabric itself cannot go on.
+        """
+        known = await known_work(self._life, works_of(self._parts.home))
+        if not known:
+            raise ConfigError("no reviewed step can be repeated as a canary yet: run some steps")
+        reports: list[CanaryReport] = []
+        for _ in range(count):
+            task, work = secrets.choice(known)
+            account = Account.load(self._parts.home.keys / f"canary-{secrets.token_hex(8)}")
+            reports.append(await run_canary(self._life, task, work, account, self._auditor()))
+        return tuple(reports)
+
+    def _auditor(self) -> Auditor:
+        home, parts = self._parts.home, self._parts
+        ledger = cast("Ledger", parts.settlement)
+        log, clock_ms = home.root / "audits", self._life.clock_ms
+        return Auditor(ledger, parts.committee, parts.buyer, log, clock_ms)
 
     def resolve_llm(self, model: str | None = None, engine: str | None = None) -> ModelRef:
         """The LLM of a step: name, digest of its files (hashed here), engine and precision.
