@@ -165,6 +165,7 @@ def simulate(
     rng = np.random.default_rng(seed)
     n = world.stake.size
     stake, accepted, rejected = world.stake.copy(), np.zeros(n), np.zeros(n)
+    good = np.zeros(n)  # reviewed and accepted since the last rejection
     profit, worked, rate_sum = np.zeros(n), np.zeros(n), np.zeros(n)
     cheats, caught_at = np.zeros(n), np.full(n, np.nan)
     for task in range(tasks):
@@ -174,7 +175,7 @@ def simulate(
         accepted, rejected = accepted * world.decay, rejected * world.decay
         reputation = (accepted + 1) / (accepted + rejected + 2)
         active = stake >= least_stake
-        rate = rates(price, stake, exposed, reputation, accepted, terms, slash)
+        rate = rates(price, stake, exposed, reputation, np.minimum(good, accepted), terms, slash)
         cheat = strategy(task / tasks, rate, rng.random(n)) & active
         reviewed = rng.random(n) < rate
         audited = ~reviewed & (rng.random(n) < (terms.audit_ppm / PPM if audits else 0.0))
@@ -193,7 +194,9 @@ def simulate(
         rate_sum += np.where(task >= tasks // 2, rate, 0.0)
         stake = stake - penalty
         rejected += slashed
-        accepted += (reviewed | audited) & ~slashed & ~lost & active
+        passed = (reviewed | audited) & ~lost & active
+        accepted += passed
+        good = np.where(slashed, 0.0, good + passed)
         caught_at = np.where(slashed & cheat & np.isnan(caught_at), cheats, caught_at)
         cheats += cheat & ~slashed
         if reborn:
@@ -289,7 +292,7 @@ class SeatTerms:
         return self.fee - rate * self.asked * self.work
 
 
-TRAPS: Final = 0.002
+TRAPS: Final = 0.01
 """Part of what is reviewed that is a canary with a wrong answer, in the figures here."""
 
 
