@@ -16,6 +16,7 @@ from rich.console import Console
 
 from daifi_flows._judges_cli import app as judges_app
 from daifi_flows._ledger_cli import app as ledger_app
+from daifi_flows._work_cli import app as work_app
 from daifi_flows.errors import ConfigError, DaifiError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ app = typer.Typer(
 
 app.add_typer(ledger_app)
 app.add_typer(judges_app)
+app.add_typer(work_app)
 
 Home = Annotated[Path | None, typer.Option(help="Ledgers, keys and caches (or DAIFI_HOME).")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and library logs.")]
