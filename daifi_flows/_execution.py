@@ -346,15 +346,18 @@ class Execution:
         started = time.monotonic()
         task = await settlement.task(self.task_id)
         assert task is not None, "a committed task is known"
-        committed = self.commit_receipt
-        if committed is not None and committed.leaf.review_ppm is None:
-            committed = None  # a ledger that records no rate: reviewed in full
+        committed, committee = self.commit_receipt, await settlement.committee()
+        if committed is not None and (
+            committed.leaf.review_ppm is None or committed.header.epoch != committee.epoch
+        ):
+            # No rate was recorded, or another committee has taken over: reviewed in full.
+            committed = None
         operator = None if node.operator == node.address else node.operator
         self.tell(StepState.REVIEWING, "the committee is checking the proof")
         attestation, report = await self.life.committee.review(
             ReviewRequest(
                 ledger_id=settlement.ledger_id,
-                committee=await settlement.committee(),
+                committee=committee,
                 spec=self.spec,
                 attempt=task.attempt,
                 input=self.input,

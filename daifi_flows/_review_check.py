@@ -15,6 +15,7 @@ from daifi_flows._step import percent
 from daifi_flows.bundle import Metadata, report_digest
 from daifi_flows.cnft import PPM, Basis, Committee, Proof, Subject
 from daifi_flows.encoding import keccak256
+from daifi_flows.epochs import Committees
 from daifi_flows.errors import BundleError, CommitteeError
 from daifi_flows.history import verify_receipt
 from daifi_flows.keys import verify_bls
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["check_review"]
 
 
-def check_review(metadata: Metadata, proof: Proof, committee: Committee | None) -> str:
+def check_review(metadata: Metadata, proof: Proof, trusted: Committee | Committees | None) -> str:
     """What the attestation of a bundle rests on, in one line.
 
     Args:
@@ -46,12 +47,13 @@ def check_review(metadata: Metadata, proof: Proof, committee: Committee | None) 
         raise BundleError("the output was not looked at, and the task asks for a review")
     if report is not None and not _tells_of(report, metadata, rate):
         raise BundleError("the account of the review is not of what the seats signed")
-    if committee is None:
+    if trusted is None:
         raise CommitteeError("no committee keys at hand: give --committee FILE")
+    trusted = Committees.trusting(trusted)
     if metadata.committed is not None:
-        verify_receipt(metadata.committed, committee)
+        verify_receipt(metadata.committed, trusted)
     if report is not None:
-        _check_draw(report, metadata, proof, rate, committee)
+        _check_draw(report, metadata, proof, rate, trusted.of(attestation.epoch))
     if waived and report is None:
         raise CommitteeError(f"not drawn at a rate of {percent(rate)}, but the draw is not shown")
     if waived:

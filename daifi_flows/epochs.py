@@ -30,6 +30,7 @@ __all__ = [
     "Committees",
     "Handover",
     "Succession",
+    "UnknownEpoch",
     "committee_fault",
     "handover_message",
 ]
@@ -132,6 +133,10 @@ class CommitteeChain(Noun):
         return cls.from_plain(parse_json(data))
 
 
+class UnknownEpoch(EncodingError):
+    """Whose committee is trusted leads to none of the epoch that is asked about."""
+
+
 class Committees:
     """The committees of consecutive epochs, from one that is trusted.
 
@@ -157,6 +162,11 @@ class Committees:
             self._known.append(handover.committee)
             self._digests.append(handover.committee.digest)
 
+    @classmethod
+    def trusting(cls, trusted: Committee | Committees) -> Committees:
+        """One committee alone, or what it leads to already."""
+        return cls(trusted) if isinstance(trusted, Committee) else trusted
+
     @property
     def anchor(self) -> Committee:
         """The one that is trusted."""
@@ -171,7 +181,7 @@ class Committees:
         """The committee of an epoch.
 
         Raises:
-            EncodingError: no handover leads to it; the message says what is missing.
+            UnknownEpoch: no handover leads to it; the message says what is missing.
         """
         return self._known[self._index(epoch)]
 
@@ -179,7 +189,8 @@ class Committees:
         """The committee that a block's certificate must be of.
 
         Raises:
-            EncodingError: it is unknown, or the block names another.
+            UnknownEpoch: no handover leads to it.
+            EncodingError: the block names another.
         """
         index = self._index(header.epoch)
         if header.committee != self._digests[index]:
@@ -189,12 +200,12 @@ class Committees:
     def _index(self, epoch: int) -> int:
         first, last = self._known[0].epoch, self._known[-1].epoch
         if epoch < first:
-            raise EncodingError(
+            raise UnknownEpoch(
                 f"this is of epoch {epoch} and the trusted committee is of epoch {first}: take an "
                 "earlier committee's keys as the anchor"
             )
         if epoch > last:
-            raise EncodingError(
+            raise UnknownEpoch(
                 f"this is of epoch {epoch} and the trusted committees end with epoch {last}: give "
                 "the ledger's handovers up to it, or a newer committee's keys"
             )

@@ -24,9 +24,7 @@ def check_certificate(
     Raises:
         EncodingError: the block names another committee, or the certificate does not verify.
     """
-    if isinstance(trusted, Committee):
-        trusted = Committees(trusted)
-    committee = trusted.certifying(header)
+    committee = Committees.trusting(trusted).certifying(header)
     seats = committee.signers(certificate.signers)
     if len(seats) < committee.quorum:
         raise EncodingError(

@@ -28,6 +28,7 @@ from daifi_flows.cnft import (
     token_id_of,
 )
 from daifi_flows.encoding import cid_of, keccak256, sha256
+from daifi_flows.epochs import Committees, Handover, UnknownEpoch
 from daifi_flows.errors import BundleError, DaifiError, EncodingError, KeyMaterialError
 from daifi_flows.history import verify_receipt
 from daifi_flows.keys import (
@@ -126,14 +127,14 @@ class _Auditor:
     def __init__(
         self,
         bundle: Bundle,
-        committee: Committee | None,
+        trusted: Committee | Committees | None,
         reference: Reference | None,
         extra: Materials,
         reader: Account | None,
         workdir: Path,
     ) -> None:
         self.bundle = bundle
-        self.committee = committee
+        self.trusted = Committees.trusting(trusted) if trusted is not None else None
         self.reference = reference
         self.extra = extra
         self.reader = reader
@@ -245,19 +246,20 @@ class _Auditor:
             waived or attestation.confidence_ppm >= self.spec.review.min_confidence_ppm,
             "the attestation's confidence is under what the task demands",
         )
-        if self.committee is None:
+        if self.trusted is None:
             raise _NotMade("no committee keys at hand: give --committee FILE")
-        for seat in self.committee.seats:
+        committee = self.trusted.of(attestation.epoch)
+        for seat in committee.seats:
             _require(
                 check_possession(seat.public, seat.possession),
                 f"seat {seat.index} has no valid proof of possession",
             )
-        signers = verify_attestation(attestation, self.committee)
-        who = f"{signers} of {len(self.committee.seats)} seats"
+        signers = verify_attestation(attestation, committee)
+        who = f"{signers} of {len(committee.seats)} seats"
         if waived:
-            return f"{who} (quorum {self.committee.quorum}) let it pass: not drawn for review"
+            return f"{who} (quorum {committee.quorum}) let it pass: not drawn for review"
         return (
-            f"{who} accepted (quorum {self.committee.quorum}), "
+            f"{who} accepted (quorum {committee.quorum}), "
             f"confidence {attestation.confidence_ppm / 1e6:.4f}"
         )
 
@@ -278,13 +280,13 @@ class _Auditor:
             receipt.header.ledger_id == metadata.attestation.ledger_id,
             "the attestation is bound to another ledger",
         )
-        if self.committee is None:
+        if self.trusted is None:
             raise _NotMade("no committee keys at hand: give --committee FILE")
-        verify_receipt(receipt, self.committee)
+        verify_receipt(receipt, self.trusted)
         return f"settled in block {receipt.header.height}, token 0x{token.hex()[:16]}…"
 
     def review(self) -> str:
-        return check_review(self.bundle.metadata, self.envelope.proof, self.committee)
+        return check_review(self.bundle.metadata, self.envelope.proof, self.trusted)
 
     def effect(self) -> str:
         effect = self.bundle.metadata.effect
@@ -301,9 +303,9 @@ class _Auditor:
             effect.receipt.header.ledger_id == self.bundle.metadata.attestation.ledger_id,
             "the effect is bound to another ledger",
         )
-        if self.committee is None:
+        if self.trusted is None:
             raise _NotMade("no committee keys at hand: give --committee FILE")
-        verify_receipt(effect.receipt, self.committee)
+        verify_receipt(effect.receipt, self.trusted)
         return f"committed in block {effect.receipt.header.height}"
 
     def materials(self) -> str:
@@ -337,6 +339,7 @@ def verify_bundle(
     path: Path,
     *,
     committee: Committee | None = None,
+    handovers: Iterable[Handover] = (),
     reference: Reference | None = None,
     materials: Materials | None = None,
     reader: Account | None = None,
@@ -346,6 +349,7 @@ def verify_bundle(
 
     Args:
         committee: the trusted committee; without it signatures cannot be checked.
+        handovers: from it on, for what later committees signed; they need no trust.
         reference: the auditor's own models; without it re-execution cannot be checked.
         materials: more materials (a corpus given by hand).
         reader: the account to which a sealed output was encrypted.
@@ -356,10 +360,14 @@ def verify_bundle(
         metadata = bundle.metadata
     except BundleError as error:
         return Report(str(path), (Check("format", Status.FAILED, error.message),))
+    try:
+        trusted = Committees(committee, handovers) if committee is not None else None
+    except EncodingError as error:
+        return Report(str(path), (Check("handovers", Status.FAILED, str(error)),))
     with tempfile.TemporaryDirectory(prefix="daifi-verify-") as temporary:
         auditor = _Auditor(
             bundle,
-            committee,
+            trusted,
             reference,
             materials or Materials(),
             reader,
@@ -384,7 +392,7 @@ def verify_bundle(
 def _run(name: str, check: Callable[[], str]) -> Check:
     try:
         return Check(name, Status.PASSED, check())
-    except _NotMade as missing:
+    except (_NotMade, UnknownEpoch) as missing:
         return Check(name, Status.NOT_MADE, str(missing))
     except (_Failed, BundleError, EncodingError, KeyMaterialError) as error:
         return Check(name, Status.FAILED, str(error))
