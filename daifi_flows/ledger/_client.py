@@ -13,6 +13,7 @@ from daifi_flows.cnft import (
     Attestation,
     BlockHeader,
     Committee,
+    Decision,
     NodeInfo,
     ProofHeader,
     QuorumCertificate,
@@ -44,7 +45,12 @@ from daifi_flows.ledger._records import (
 )
 from daifi_flows.ledger._turns import turn_of
 from daifi_flows.ledger._tx import NO_REQUEST, Transaction
-from daifi_flows.ledger._tx.evidence import FalseAccusation, VoteCopy, VoteEquivocation
+from daifi_flows.ledger._tx.evidence import (
+    FalseAcceptance,
+    FalseAccusation,
+    VoteCopy,
+    VoteEquivocation,
+)
 from daifi_flows.ledger._tx.lease import action_of
 from daifi_flows.ledger._tx.money import Transfer
 from daifi_flows.ledger._tx.nodes import Register, Stake
@@ -306,22 +312,20 @@ class LedgerClient:
         fields = {"subject": subject, "copied": copied, "opening": opening}
         return await self.submit(VoteCopy, reporter, fields)
 
-    async def report_false_accusation(
+    async def report_false_vote(
         self,
         subject: Subject,
-        accusation: VoteCommit,
+        commit: VoteCommit,
         opening: VoteReveal,
         attestation: Attestation,
         reporter: Account,
     ) -> Receipt:
-        """Slash a seat that voted to reject what stood."""
-        fields = {
-            "subject": subject,
-            "accusation": accusation,
-            "opening": opening,
-            "attestation": attestation,
-        }
-        return await self.submit(FalseAccusation, reporter, fields)
+        """Slash a seat that voted against what its committee found; see
+        :meth:`Settlement.report_false_vote`."""
+        fields = {"subject": subject, "opening": opening, "attestation": attestation}
+        if attestation.decision is Decision.ACCEPTED:
+            return await self.submit(FalseAccusation, reporter, {**fields, "accusation": commit})
+        return await self.submit(FalseAcceptance, reporter, {**fields, "acceptance": commit})
 
     async def submit_sealed(
         self, kind: type[Transaction], account: Account, fields: Mapping[str, Any]

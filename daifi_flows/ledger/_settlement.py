@@ -193,14 +193,14 @@ class Settlement(Protocol):
         """Slash a seat that bound itself to another seat's vote, which ``opening`` shows."""
         ...
 
-    async def report_false_accusation(
+    async def report_false_vote(
         self,
         subject: Subject,
-        accusation: VoteCommit,
+        commit: VoteCommit,
         opening: VoteReveal,
         attestation: Attestation,
         reporter: Account,
     ) -> Receipt:
         """Slash a seat that voted to reject what ``attestation`` accepts, once nobody can dispute
-        it any more."""
+        it any more; or to accept what it rejects for sure."""
         ...

@@ -334,7 +334,10 @@ async def test_false_votes_are_shown_once(backend: Backend) -> None:
     double = subject, bound(accept), bound(reject)
     copied = subject, bound(other, 4), opened(other)
     false = subject, bound(reject), opened(reject), backend.attest(spec)
-    assert await refused(ledger.report_false_accusation(*false, OTHER)) == "bad-state"
+    assert await refused(ledger.report_false_vote(*false, OTHER)) == "bad-state"
+    wrong = backend.attest(spec, Decision.REJECTED)
+    lazy = subject, bound(accept), opened(accept), wrong
+    assert await refused(ledger.report_false_vote(*lazy, OTHER)) == "bad-field"  # of three parts
     for report, shown, seat in (
         (ledger.report_double_vote, double, 3),
         (ledger.report_copied_vote, copied, 4),
