@@ -1,0 +1,129 @@
+"""A verified step against the same step unverified: SmolLM2, 21 seats, one machine.
+
+Each prompt is answered twice by the same node with up to 256 tokens: once by the node alone, and
+once as a whole step (escrow, assignment, commit, review by all the protocol's rounds, settlement,
+bundle). Answers of fewer than 200 tokens are left out of the ratio. ``DAIFI_BENCH_STEPS`` says how
+many prompts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from benchmarks._prompts import prompts
+from benchmarks._report import Figure
+from daifi_flows import Fabric, Settings
+from daifi_flows._step import StepEvent, StepRequest, StepState
+from daifi_flows.cnft import Content, Materials, Sampling, TaskSpec
+
+__all__ = ["figures"]
+
+TOKENS: Final = 256
+LEAST: Final = 200
+STEPS: Final = 8
+
+
+class Watch:
+    """Seconds between a node's result and the committee's attestation."""
+
+    def __init__(self) -> None:
+        self.started = 0.0
+        self.attested = 0.0
+
+    def __call__(self, event: StepEvent) -> None:
+        now = time.perf_counter()
+        if event.state is StepState.EXECUTING:
+            self.started = now
+        elif event.state is StepState.ATTESTED:
+            self.attested = now
+
+
+async def _alone(fabric: Fabric, request: StepRequest) -> tuple[float, int]:
+    """Seconds that the node takes by itself, and how many tokens it wrote."""
+    (node,) = await fabric.mesh.nodes()
+    spec = TaskSpec(
+        kind=request.kind,
+        model=request.model,
+        input_cid=request.input.cid,
+        sampling=request.sampling,
+        scheme=request.scheme,
+        max_price_wei=1,
+        deadline_ms=time.time_ns() // 1_000_000 + 600_000,
+        buyer=fabric.buyer.address,
+        nonce=secrets.token_bytes(32),
+    )
+    started = time.perf_counter()
+    result = await fabric.mesh.execute(
+        node, spec, request.input, Materials(), timeout_s=300.0, log_context=None
+    )
+    return time.perf_counter() - started, result.proof.statement.usage.output_tokens
+
+
+def _requests(fabric: Fabric, count: int) -> Sequence[StepRequest]:
+    model = fabric.resolve_llm()
+    return [
+        StepRequest(
+            name="reason",
+            kind="reason",
+            model=model,
+            input=Content.json_value(
+                {
+                    "question": task,
+                    "passages": [{"id": "a", "text": passage}],
+                    "context_tokens": 1024,
+                }
+            ),
+            salt_key=secrets.token_bytes(32),
+            scheme="token-difr",
+            sampling=Sampling(max_tokens=TOKENS),
+        )
+        for passage, task in prompts(count)
+    ]
+
+
+def figures() -> list[Figure]:
+    """Ratio of wall times, and the time from a node's result to the attestation."""
+    count = int(os.environ.get("DAIFI_BENCH_STEPS", str(STEPS)))
+    watch = Watch()
+    ratios: list[float] = []
+    waits: list[float] = []
+    alone_s: list[float] = []
+    whole_s: list[float] = []
+    tokens: list[int] = []
+    with tempfile.TemporaryDirectory(prefix="daifi-bench-") as folder:
+        settings = Settings(home=Path(folder), max_tokens=TOKENS, bundles=Path(folder) / "bundles")
+        with Fabric.local(settings, observer=watch) as fabric:
+            first, *requests = _requests(fabric, count + 1)
+            asyncio.run(fabric.run(first))  # models load, caches fill
+            for number, request in enumerate(requests):
+                if number % 2:
+                    alone, wrote = asyncio.run(_alone(fabric, request))
+                began = time.perf_counter()
+                token = asyncio.run(fabric.run(request))
+                whole = time.perf_counter() - began
+                if not number % 2:
+                    alone, wrote = asyncio.run(_alone(fabric, request))
+                executed = token.timings_ms["execute"] / 1000
+                waits.append(watch.attested - watch.started - executed)
+                if wrote >= LEAST:
+                    ratios.append(whole / alone)
+                    alone_s.append(alone)
+                    whole_s.append(whole)
+                    tokens.append(wrote)
+    middle = len(ratios) // 2
+    baseline = {
+        "node alone, s": sorted(alone_s)[middle],
+        "whole step, s": sorted(whole_s)[middle],
+        "tokens": float(sorted(tokens)[middle]),
+    }
+    return [
+        Figure("verified step / unverified step", ratios, "x", "<= 1.15", baseline),
+        Figure("node's result to attestation, p50", waits, "s", "<= 1"),
+    ]
