@@ -22,6 +22,7 @@ from daifi_flows.cnft import (
 )
 from daifi_flows.encoding import tagged_hash
 from daifi_flows.errors import CommitteeError, EncodingError, KeyMaterialError
+from daifi_flows.history import verify_receipt
 from daifi_flows.judges._byzantine import Traitor
 from daifi_flows.judges._committee import Phase, ReviewState, checked_commits, replayed
 from daifi_flows.judges._messages import (
@@ -42,7 +43,6 @@ from daifi_flows.judges._seat import SeatKeys
 from daifi_flows.judges.panel import Panel, Senses, decide
 from daifi_flows.keys import recover_address
 from daifi_flows.proofs import Claim, Outcome, Reference, Span, Verdict, spans_of, verify_proof
-from daifi_flows.verify import verify_receipt
 
 __all__ = ["ReviewOffice"]
 

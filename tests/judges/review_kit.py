@@ -10,7 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from daifi_flows.cnft import Committee, Decision, ReviewRequest, VoteCommit, VoteReveal
+from daifi_flows.cnft import (
+    BlockHeader,
+    Committee,
+    Decision,
+    QuorumCertificate,
+    Receipt,
+    ReviewRequest,
+    TxReceipt,
+    VoteCommit,
+    VoteReveal,
+)
 from daifi_flows.judges import HostLost, ReviewState, SeatOffice, subject_of
 from daifi_flows.judges._messages import (
     Asked,
@@ -24,7 +34,8 @@ from daifi_flows.judges._messages import (
     SignReply,
     pack,
 )
-from daifi_flows.keys import verify_bls_aggregate
+from daifi_flows.keys import aggregate_bls, verify_bls_aggregate
+from daifi_flows.merkle import merkle_proof, merkle_root
 
 
 def check(attestation: Any, committee: Committee, decision: Decision) -> None:
@@ -35,6 +46,42 @@ def check(attestation: Any, committee: Committee, decision: Decision) -> None:
         [seat.public for seat in signers], attestation.message(), attestation.signature
     )
     assert attestation.decision is decision
+
+
+def committed(request: ReviewRequest, seats: Any, review_ppm: int, **leaf: Any) -> Receipt:
+    """The certified receipt of the node's commit, in a block with others."""
+    values: dict[str, Any] = {
+        "tx": bytes(32),
+        "kind": "commit",
+        "sender": request.result.proof.node,
+        "task_id": request.spec.task_id,
+        "node": request.result.proof.node,
+        "content": request.result.proof.header.digest(),
+        "attempt": request.attempt,
+        "review_ppm": review_ppm,
+    }
+    mine = TxReceipt.model_validate(values | leaf)
+    leaves = [mine.model_copy(update={"tx": n.to_bytes(32, "big")}) for n in range(1000)]
+    leaves[77] = mine
+    encoded = [each.canonical() for each in leaves]
+    committee, zero = seats.committee, bytes(32)
+    header = BlockHeader(
+        ledger_id=request.ledger_id, height=7, parent=zero, tx_root=zero,
+        receipt_root=merkle_root(encoded), state_root=zero, timestamp_ms=0,
+        proposer=committee.seats[0].account, builder=committee.seats[0].account, beacon=zero,
+        round=0, epoch=committee.epoch, committee=committee.digest, history_root=zero,
+        history_size=0,
+    )  # fmt: skip
+    message = QuorumCertificate.message(header.digest)
+    signature = aggregate_bls([seats.keys(index).bls.sign(message) for index in range(14)])
+    return Receipt(
+        header=header,
+        certificate=QuorumCertificate(signers=2**14 - 1, signature=signature),
+        leaf=mine,
+        index=77,
+        size=1000,
+        path=merkle_proof(encoded, 77),
+    )
 
 
 @dataclass

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from review_kit import Script
+from review_kit import Script, committed
 
 from daifi_flows.cnft import (
     FULL_WAVE,
+    Basis,
     BlockHeader,
     Content,
     Decision,
@@ -247,6 +248,60 @@ def test_a_node_that_did_not_sign_the_proof_is_not_judged(office_of: Any, reques
     forged = replace(request, result=request.result.model_copy(update={"proof": proof}))
     with pytest.raises(CommitteeError, match="not signed by the node"):
         Script(forged, [office_of()]).open()
+
+
+FORGERIES: list[tuple[str, Any]] = [
+    ("another review rate", lambda r: {"leaf": r.leaf.model_copy(update={"review_ppm": 1})}),
+    ("another commit", lambda r: {"leaf": r.leaf.model_copy(update={"attempt": 1})}),
+    ("another commit", lambda r: {"leaf": r.leaf.model_copy(update={"content": bytes(32)})}),
+    ("another commit", lambda r: {"leaf": r.leaf.model_copy(update={"kind": "settle"})}),
+    ("another commit", lambda r: {"leaf": r.leaf.model_copy(update={"task_id": bytes(32)})}),
+    ("another commit", lambda r: {"header": r.header.model_copy(update={"ledger_id": bytes(32)})}),
+    ("not certified", lambda r: {"leaf": r.leaf.model_copy(update={"sender": BUYER})}),
+    ("not certified", lambda r: {"index": r.index + 1}),
+    ("not certified", lambda r: {"path": r.path[1:]}),
+    ("not certified", lambda r: {"header": r.header.model_copy(update={"height": 8})}),
+    ("not certified", lambda r: {"certificate": r.certificate.model_copy(update={"signers": 127})}),
+    ("no receipt", None),
+]
+BUYER = Account.from_seed(b"buyer").address
+
+
+@pytest.mark.parametrize(("told", "change"), FORGERIES)
+def test_no_review_is_waived_without_the_ledgers_word(
+    office_of: Any, request_of: Any, seats: Any, told: str, change: Any
+) -> None:
+    request = request_of(41)
+    receipt = committed(request, seats, 0)
+    script = Script(replace(request, committed=receipt), [office_of()])
+    changed = None if change is None else receipt.model_copy(update=change(receipt))
+    forged = pack(script.case.docket.model_copy(update={"committed": changed}))
+    with pytest.raises(CommitteeError, match=told):
+        script.offices[0].open(script.subject_bytes, forged)
+    record = Record(beacon=bytes(96))
+    with pytest.raises(CommitteeError, match=told):
+        script.offices[0].sign(script.subject_bytes, forged, pack(record))
+    script.open()
+    assert not script.state.drawn
+    (signed,) = script.sign()
+    message = script.subject.message(Decision.ACCEPTED, 0, Basis.WAIVED)
+    assert len(signed.partials) == 21
+    for index, partial in signed.partials[:2]:
+        assert verify_bls(seats.committee.seats[index].public, message, partial)
+    with pytest.raises(CommitteeError, match="has not drawn"):
+        script.commit(asked={0: (0,)})
+
+
+def test_a_waiver_needs_the_groups_own_beacon(office_of: Any, request_of: Any, seats: Any) -> None:
+    request = request_of(41)
+    script = Script(replace(request, committed=committed(request, seats, 500_000)), [office_of()])
+    script.open()
+    for beacon in (bytes(96), b"\xc0" + bytes(95), seats.keys(0).bls.sign(b"x")):
+        with pytest.raises(CommitteeError, match="not signed by the committee's group"):
+            script.sign(Record(beacon=beacon))
+    if script.state.drawn:
+        with pytest.raises(CommitteeError, match="leaves the outcome open"):
+            script.sign(Record(beacon=script.state.beacon or b""))
 
 
 RUBBISH = [b"", b"\xff", b"\xa0", bytes(5000), bytes(3_000_000)]

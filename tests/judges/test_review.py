@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from review_kit import Local, Script, Weather, check
+from review_kit import Local, Script, Weather, check, committed
 
 from daifi_flows.cnft import FULL_WAVE, Basis, Decision
 from daifi_flows.encoding import keccak256
@@ -292,16 +294,71 @@ async def test_loss_delay_and_duplicates_change_nothing_but_time(
     check(attestation, seats.committee, Decision.ACCEPTED)
 
 
+@pytest.mark.parametrize(("output", "waves"), [(42, 1), (41, 2)])
 async def test_a_seat_is_sent_and_sends_ten_kilobytes_at_most(
+    hosts_of: Any, request_of: Any, seats: Any, output: int, waves: int
+) -> None:
+    """Each seat on a host of its own, with the certified receipt of a block of 1,000; the case of
+    those that re-execute (input, output, proof, materials) is not counted."""
+    request = request_of(output)
+    hosts = hosts_of(21)
+    request = replace(request, committed=committed(request, seats, 1_000_000))
+    _, report = await ReviewClient(hosts, seats.committee).review(request)
+    assert report.waves == waves
+    per_seat = [sum((host.sent + host.received).values()) for host in hosts]
+    assert max(per_seat) <= 10_000
+    assert min(per_seat) > 1_000
+
+
+# The lottery
+
+
+async def test_what_is_not_drawn_is_signed_unseen(
+    hosts_of: Any, request_of: Any, seats: Any, doubling: Any, tmp_path: Path
+) -> None:
+    count = tmp_path / "count"
+    request = request_of(41)  # wrong, and nobody looks
+    request = replace(request, committed=committed(request, seats, 0))
+    hosts = hosts_of(3, reference=doubling(count=count))
+    attestation, report = await ReviewClient(hosts, seats.committee).review(request)
+    check(attestation, seats.committee, Decision.ACCEPTED)
+    assert (attestation.basis, attestation.confidence_ppm) == (Basis.WAIVED, 0)
+    assert not count.exists() and not any("commit" in host.calls for host in hosts)
+    assert (report.basis, report.drawn, report.review_ppm) == (Basis.WAIVED, 0, 0)
+    assert report.chunks == () and report.waves == 0 and "did not draw" in report.reason
+    again, _ = await ReviewClient(hosts, seats.committee).review(request)
+    assert again == attestation
+
+
+async def test_what_is_drawn_is_reviewed_whatever_its_rate(
     hosts_of: Any, request_of: Any, seats: Any
 ) -> None:
-    """Each seat on a host of its own; the output, and what goes with it, not counted."""
-    for output, folder in ((42, "one"), (41, "two")):
-        hosts = hosts_of(21, folder=folder)
-        await ReviewClient(hosts, seats.committee).review(request_of(output))
-        per_seat = [sum((host.sent + host.received).values()) for host in hosts]
-        assert max(per_seat) <= 10_000
-        assert min(per_seat) > 0
+    for nonce in range(3):
+        request = request_of(nonce=nonce)
+        request = replace(request, committed=committed(request, seats, 999_999))
+        attestation, report = await ReviewClient(hosts_of(3), seats.committee).review(request)
+        assert attestation.basis is Basis.REVIEWED and report.review_ppm == 999_999
+
+
+async def test_a_receipt_of_an_earlier_committee_means_a_full_review(
+    hosts_of: Any, request_of: Any, seats: Any, seats_of: Any
+) -> None:
+    request = request_of()
+    receipt = committed(request, seats, 0)
+    header = receipt.header.model_copy(update={"committee": seats_of(4).committee.digest})
+    request = replace(request, committed=receipt.model_copy(update={"header": header}))
+    attestation, report = await ReviewClient(hosts_of(3), seats.committee).review(request)
+    assert attestation.basis is Basis.REVIEWED and report.review_ppm == 1_000_000
+
+
+async def test_a_node_that_runs_seats_is_judged_by_others(
+    hosts_of: Any, request_of: Any, seats: Any
+) -> None:
+    request = replace(request_of(), operator=seats.committee.seats[5].account)
+    attestation, report = await ReviewClient(hosts_of(3), seats.committee).review(request)
+    check(attestation, seats.committee, Decision.ACCEPTED)
+    assert report.conflicted == (5,) and 5 not in report.chunks[0].asked
+    assert report.seats[5].signed  # what others found it may sign
 
 
 async def test_two_clients_at_once_get_one_finding(
