@@ -20,10 +20,10 @@ from daifi_flows._work_cli import app as work_app
 from daifi_flows.errors import ConfigError, DaifiError
 
 if TYPE_CHECKING:
-    from daifi_flows.cnft import Committee, Materials
+    from daifi_flows.cnft import Materials
     from daifi_flows.proofs import Reference
     from daifi_flows.settings import Settings
-    from daifi_flows.verify import Check, Report
+    from daifi_flows.verify import Report
 
 __all__ = ["app", "main"]
 
@@ -136,6 +136,10 @@ def verify(
         Path | None,
         typer.Option(help="Trusted committee keys (default: those of your own ledgers)."),
     ] = None,
+    handovers: Annotated[
+        Path | None,
+        typer.Option(help="Handovers to later committees (default: handovers.json beside them)."),
+    ] = None,
     corpus: Annotated[
         Path | None, typer.Option(help="Corpus for a retrieval whose corpus is not in the bundle.")
     ] = None,
@@ -151,7 +155,9 @@ def verify(
 ) -> None:
     """Check bundles offline; exit 1 if any check fails."""
     _quiet(debug)
+    from daifi_flows._anchor import find_anchor
     from daifi_flows._terminal import print_verification
+    from daifi_flows.judges import check_committee
     from daifi_flows.keys import Account
     from daifi_flows.settings import Settings
     from daifi_flows.verify import check_lineage, verify_bundle
@@ -164,16 +170,18 @@ def verify(
     materials = _corpus_materials(corpus)
     reports: list[Report] = []
     for path in paths:
-        trusted, anchor = _anchor(path, committee, settings)
+        anchor = find_anchor(path, committee, handovers, settings.home_path)
+        check_committee(anchor.committee)
         report = verify_bundle(
             path,
-            committee=trusted,
+            committee=anchor.committee,
+            handovers=anchor.chain.handovers,
             reference=reference,
             materials=materials,
             reader=reader,
             workdir=settings.home_path / "cache" / "auditor",
         )
-        reports.append(replace(report, checks=(anchor, *report.checks)))
+        reports.append(replace(report, checks=(anchor.check, *report.checks)))
     orphans = check_lineage(reports)
     if json_output:
         print(json.dumps([_report_json(report, orphans) for report in reports], indent=2))
@@ -185,46 +193,6 @@ def verify(
                 console.print(f"  [yellow]–[/] parent 0x{parent.hex()[:16]}… was not given")
     if not all(report.ok for report in reports):
         raise typer.Exit(1)
-
-
-def _anchor(path: Path, given: Path | None, settings: Settings) -> tuple[Committee, Check]:
-    """Whose signatures are believed: the file given, else the committee of one of our own
-    ledgers, else, and it says so, the file that came with the bundle.
-
-    Raises:
-        ConfigError: there is none, or the file is damaged or not a sound committee.
-    """
-    from daifi_flows._home import read_committee
-    from daifi_flows.bundle import Bundle
-    from daifi_flows.errors import BundleError
-    from daifi_flows.judges import check_committee
-    from daifi_flows.verify import Check, Status
-
-    beside = path.parent / "committee.json"
-    if given is not None:
-        committee, status, where = read_committee(given), Status.PASSED, f"from {given}"
-    else:
-        try:
-            wanted = Bundle.read(path).metadata.receipt.header.committee
-        except BundleError:
-            wanted = b""
-        own = {
-            known.digest: (known, file)
-            for file in sorted(settings.home_path.glob("*/committee.json"))
-            for known in [read_committee(file)]
-        }
-        if wanted in own:
-            committee, file = own[wanted]
-            status, where = Status.PASSED, f"your own ledger's, {file}"
-        elif beside.is_file():
-            committee, status = read_committee(beside), Status.NOT_MADE
-            where = "they came with the bundle; compare with a copy you trust (--committee FILE)"
-        else:
-            raise ConfigError(
-                f"there are no trusted committee keys for {path}: give --committee FILE"
-            )
-    check_committee(committee)
-    return committee, Check("committee keys", status, f"0x{committee.digest.hex()}: {where}")
 
 
 def _reference(settings: Settings) -> Reference:
