@@ -6,8 +6,9 @@ Public names; the Ray side (``SeatHost``, ``CommitteeClient``, ``RayCertifier``)
 
 from __future__ import annotations
 
+from daifi_flows.judges._beacon import check_committee
 from daifi_flows.judges._blocks import BlockValidator
-from daifi_flows.judges._committee import Phase, ReviewState, check_committee
+from daifi_flows.judges._committee import Phase, ReviewState
 from daifi_flows.judges._evidence import Complaint, Evidence
 from daifi_flows.judges._keygen_client import HandedOn, hand_on, make_group_key, retire_seats
 from daifi_flows.judges._messages import HostLost, subject_of

@@ -20,7 +20,8 @@ from daifi_flows.cnft import (
 )
 from daifi_flows.errors import CommitteeError, EncodingError
 from daifi_flows.judges._assignment import replacements
-from daifi_flows.judges._committee import Phase, ReviewState, check_committee
+from daifi_flows.judges._beacon import check_committee
+from daifi_flows.judges._committee import Phase, ReviewState
 from daifi_flows.judges._messages import (
     MAX_WORD_BYTES,
     Case,
@@ -177,7 +178,7 @@ class ReviewClient:
             run, self.hosts, lambda host: host.open(subject, docket), absorb, patience_s
         )
         if run.state.beacon is None:
-            count = len(run.state.shares)
+            count = len(run.state.light.shares)
             told = f" ({refused[0]})" if refused else ""
             raise self._short(
                 f"{count} of {len(self.committee.seats)} seats take part{told}", outcome

@@ -38,16 +38,16 @@ from daifi_flows.cnft import (
     VoteCommit,
     VoteReveal,
 )
-from daifi_flows.errors import CommitteeError, KeyMaterialError
+from daifi_flows.errors import CommitteeError
 from daifi_flows.judges._assignment import excluded, first_asked, seed_of
 from daifi_flows.judges._batch import all_signed
+from daifi_flows.judges._beacon import Beacon, aggregated, is_signature, right_one
 from daifi_flows.judges._evidence import Complaint, Evidence, find_evidence, two_of
 from daifi_flows.judges._tally import Tally, disputed, tally_of
-from daifi_flows.keys import aggregate_bls, check_possession, verify_bls, verify_bls_aggregate
+from daifi_flows.keys import verify_bls
 from daifi_flows.review_rate import drawn_for_review
-from daifi_flows.threshold import combine_shares
 
-__all__ = ["Phase", "ReviewState", "check_committee", "checked_commits", "replayed"]
+__all__ = ["Phase", "ReviewState", "checked_commits", "replayed"]
 
 Slot = tuple[int, int]
 """Seat and wave."""
@@ -67,26 +67,6 @@ class Phase(StrEnum):
 _ORDER = {phase: number for number, phase in enumerate(Phase)}
 
 
-def check_committee(committee: Committee) -> None:
-    """Refuse a committee whose aggregate signatures would mean nothing.
-
-    Raises:
-        CommitteeError: seats are not numbered 0 to n−1, a key repeats, or a proof of possession
-            fails (a rogue key could cancel others').
-    """
-    if not committee.seats:
-        raise CommitteeError("the committee has no seats: give it at least four")
-    if [seat.index for seat in committee.seats] != list(range(len(committee.seats))):
-        raise CommitteeError("the committee's seats must be numbered from 0 in order")
-    if len({seat.public for seat in committee.seats}) != len(committee.seats):
-        raise CommitteeError("two seats of the committee share a key: give each its own")
-    for seat in committee.seats:
-        if not check_possession(seat.public, seat.possession):
-            raise CommitteeError(
-                f"seat {seat.index} does not prove possession of its key: create it again"
-            )
-
-
 @dataclass(frozen=True)
 class ReviewState:
     """Everything known about one review. Every method returns a new state; begin with
@@ -95,8 +75,7 @@ class ReviewState:
     Attributes:
         digest: the subject's.
         shut: seats that do not judge this node's work.
-        shares: each seat's share of the beacon, unchecked until there is a quorum.
-        beacon: the group's signature over the subject, 96 bytes.
+        light: shares of the beacon, and the beacon once there is a quorum.
         commits: per seat and wave, distinct validly signed commits (two are kept: proof enough).
         late: commits that came after their set was closed; evidence only, never counted.
     """
@@ -106,8 +85,7 @@ class ReviewState:
     digest: bytes
     shut: frozenset[int]
     phase: Phase = Phase.BEACON
-    shares: Mapping[int, bytes] = field(default_factory=lambda: {})
-    beacon: bytes | None = None
+    light: Beacon = field(default_factory=Beacon)
     commits: Mapping[Slot, tuple[VoteCommit, ...]] = field(default_factory=lambda: {})
     late: Mapping[Slot, tuple[VoteCommit, ...]] = field(default_factory=lambda: {})
     reveals: Mapping[Slot, VoteReveal] = field(default_factory=lambda: {})
@@ -130,23 +108,16 @@ class ReviewState:
     # The beacon
 
     def add_share(self, index: int, share: bytes) -> ReviewState:
-        """Take a seat's share of the beacon. Shares are checked when a quorum has come: together,
-        and one by one only if the whole is wrong. Of two different ones the right one is kept."""
-        seat = self._seat(index)
-        if seat is None:
+        """Take a seat's share of the beacon; see :meth:`Beacon.add`."""
+        if self._seat(index) is None:
             return self._complain("unknown-seat", -1)
         if self.beacon is not None:
             return self
-        if not _is_signature(share):
-            return self._complain("bad-share", index)
-        if (before := self.shares.get(index)) == share:
-            return self
-        if before is None and ("bad-share", index) not in self.complaints:
-            return replace(self, shares={**self.shares, index: share})._light()
-        good = [item for item in (before, share) if item is not None and self._shared(seat, item)]
-        others = {key: value for key, value in self.shares.items() if key != index}
-        kept = {**others, index: good[0]} if good else others
-        return replace(self, shares=kept)._complain("bad-share", index)._light()
+        light, bad = self.light.add(self.committee, self.subject.beacon_message(), index, share)
+        state = replace(self, light=light)
+        for seat in bad:
+            state = state._complain("bad-share", seat)
+        return state._lit()
 
     def with_beacon(self, signature: bytes) -> ReviewState:
         """Take the combined signature as it is, from somebody who collected the shares.
@@ -156,44 +127,18 @@ class ReviewState:
         """
         if self.beacon is not None:
             return self
-        if not verify_bls(self._group_key, self.subject.beacon_message(), signature):
-            raise CommitteeError("the review's beacon is not signed by the committee's group")
-        return self._lit(signature)
+        light = self.light.given(self.committee, self.subject.beacon_message(), signature)
+        return replace(self, light=light)._lit()
 
-    def _light(self) -> ReviewState:
-        quorum, state = self.committee.quorum, self
-        if len(self.shares) < quorum:
+    def _lit(self) -> ReviewState:
+        if self.beacon is None:
             return self
-        message = self.subject.beacon_message()
-        if (signature := _combined(self.shares, quorum)) is not None and verify_bls(
-            self._group_key, message, signature
-        ):
-            return self._lit(signature)
-        for index, share in self.shares.items():
-            if not self._shared(self.committee.seats[index], share):
-                kept = {key: item for key, item in state.shares.items() if key != index}
-                state = replace(state, shares=kept)._complain("bad-share", index)
-        if (signature := _combined(state.shares, quorum)) is None:
-            return state
-        if not verify_bls(self._group_key, message, signature):
-            raise CommitteeError(
-                "the public shares of the committee are not shares of its group key: make it again"
-            )
-        return state._lit(signature)
-
-    def _lit(self, signature: bytes) -> ReviewState:
-        state = replace(self, beacon=signature)
-        return replace(state, phase=Phase.COMMIT if state.drawn else Phase.SIGN)
-
-    def _shared(self, seat: Seat, share: bytes) -> bool:
-        return seat.share is not None and verify_bls(
-            seat.share, self.subject.beacon_message(), share
-        )
+        return replace(self, phase=Phase.COMMIT if self.drawn else Phase.SIGN)
 
     @property
-    def _group_key(self) -> bytes:
-        assert self.committee.group_key is not None, "checked at the start"
-        return self.committee.group_key
+    def beacon(self) -> bytes | None:
+        """The group's signature over the subject, 96 bytes, once it is known."""
+        return self.light.signature
 
     @property
     def seed(self) -> bytes:
@@ -389,19 +334,16 @@ class ReviewState:
             return self._complain("unknown-seat", -1)
         if self.phase is not Phase.SIGN:
             return self._complain("early-partial", index)
-        if not _is_signature(signature):
+        if not is_signature(signature):
             return self._complain("bad-partial", index)
         if (before := self.partials.get(index)) == signature:
             return self
         if before is None and ("bad-partial", index) not in self.complaints:
             return replace(self, partials={**self.partials, index: signature})
-        good = [
-            item
-            for item in (before, signature)
-            if item is not None and verify_bls(seat.public, self.message(), item)
-        ]
-        others = {key: value for key, value in self.partials.items() if key != index}
-        kept = {**others, index: good[0]} if good else others
+        good = right_one(seat.public, self.message(), before, signature)
+        kept = {key: item for key, item in self.partials.items() if key != index}
+        if good is not None:
+            kept[index] = good
         return replace(self, partials=kept)._complain("bad-partial", index)
 
     def attested(self) -> tuple[ReviewState, Attestation | None]:
@@ -410,20 +352,13 @@ class ReviewState:
         Returns:
             the state without the bad partials, and the attestation once a quorum signed.
         """
-        if len(self.partials) < self.committee.quorum:
-            return self, None
         message, tally, state = self.message(), self.tally(), self
-        signature = state._aggregate(message)
-        if signature is None:  # somebody sent rubbish: one check each finds whom
-            for index, partial in self.partials.items():
-                if not verify_bls(self.committee.seats[index].public, message, partial):
-                    kept = {key: item for key, item in state.partials.items() if key != index}
-                    state = replace(state, partials=kept)._complain("bad-partial", index)
-            if len(state.partials) < self.committee.quorum:
-                return state, None
-            signature = state._aggregate(message)
-            if signature is None:
-                raise CommitteeError("checked partial signatures do not aggregate: report this")
+        partials, signature = aggregated(self.committee, message, self.partials)
+        for index in self.partials.keys() - partials.keys():
+            state = state._complain("bad-partial", index)
+        state = replace(state, partials=partials)
+        if signature is None:
+            return state, None
         subject = self.subject
         return state, Attestation(
             ledger_id=subject.ledger_id,
@@ -439,15 +374,6 @@ class ReviewState:
             signers=sum(1 << index for index in state.partials),
             signature=signature,
         )
-
-    def _aggregate(self, message: bytes) -> bytes | None:
-        indices = sorted(self.partials)
-        try:
-            signature = aggregate_bls([self.partials[index] for index in indices])
-        except KeyMaterialError:
-            return None
-        publics = [self.committee.seats[index].public for index in indices]
-        return signature if verify_bls_aggregate(publics, message, signature) else None
 
     # What went wrong
 
@@ -474,19 +400,6 @@ class ReviewState:
 
     def _complain(self, kind: str, seat: int) -> ReviewState:
         return replace(self, complaints=self.complaints | {(kind, seat)})
-
-
-def _is_signature(value: object) -> bool:
-    return isinstance(value, bytes) and len(value) == 96
-
-
-def _combined(shares: Mapping[int, bytes], quorum: int) -> bytes | None:
-    if len(shares) < quorum:
-        return None
-    try:
-        return combine_shares(dict(sorted(shares.items())[:quorum]))
-    except KeyMaterialError:
-        return None
 
 
 def checked_commits(

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from daifi_flows.cnft import Committee
 from daifi_flows.errors import CommitteeError
+from daifi_flows.judges._beacon import check_committee
 from daifi_flows.judges._blocks import BlockOffice, BlockValidator
 from daifi_flows.judges._byzantine import traitors
-from daifi_flows.judges._committee import check_committee
 from daifi_flows.judges._journal import Journal
 from daifi_flows.judges._keygen import KeyOffice
 from daifi_flows.judges._messages import (

@@ -286,7 +286,7 @@ def test_a_seat_that_sends_two_shares_is_counted_by_the_right_one(
     state = small.dark
     for share in order:
         state = state.add_share(0, share)
-    assert state.shares == {0: good}
+    assert state.light.shares == {0: good}
     assert small.lit(state, (1, 2)).beacon == small.start.beacon
 
 

@@ -1,0 +1,61 @@
+"""What seats ask of a case before they take part in its review."""
+
+from __future__ import annotations
+
+from daifi_flows.cnft import PPM, Committee, Subject
+from daifi_flows.encoding import tagged_hash
+from daifi_flows.errors import EncodingError, KeyMaterialError
+from daifi_flows.history import verify_receipt
+from daifi_flows.judges._messages import Docket
+from daifi_flows.keys import recover_address
+
+__all__ = ["docket_fault", "execution_of"]
+
+
+def execution_of(subject: Subject) -> bytes:
+    """Names what a seat is bound to one subject of, 32 bytes."""
+    return tagged_hash(
+        "daifi/execution/1",
+        {
+            "ledger_id": subject.ledger_id,
+            "task_id": subject.task_id,
+            "attempt": subject.attempt,
+            "node": subject.node,
+        },
+    )
+
+
+def docket_fault(subject: Subject, docket: Docket, committee: Committee) -> str | None:
+    """Why seats take no part: the docket does not show the node bound to the subject's proof, or
+    the ledger that its review may be waived."""
+    spec, header, receipt = docket.spec, docket.header, docket.committed
+    said = (spec.task_id, spec.review.min_confidence_ppm, spec.deadline_ms)
+    if said != (subject.task_id, subject.min_confidence_ppm, subject.deadline_ms):
+        return "it is about another task"
+    statement = header.statement
+    if (statement.task_id, statement.output_cid, header.node) != (
+        subject.task_id,
+        subject.output_cid,
+        subject.node,
+    ):
+        return "the proof is about another task, output or node"
+    digest = header.digest()
+    try:
+        signer = recover_address(digest, header.signature)
+    except KeyMaterialError as error:
+        return f"the node's signature is malformed: {error}"
+    if signer != header.node:
+        return "the proof was not signed by the node it names"
+    if receipt is None:
+        return None if subject.review_ppm == PPM else "there is no receipt of the node's commit"
+    if receipt.leaf.review_ppm != subject.review_ppm:
+        return "the receipt says another review rate"
+    if receipt.header.ledger_id != subject.ledger_id or not receipt.leaf.commits(
+        task_id=subject.task_id, attempt=subject.attempt, node=subject.node, proof=digest
+    ):
+        return "the receipt is of another commit"
+    try:
+        verify_receipt(receipt, committee)
+    except EncodingError as error:
+        return f"the receipt of the node's commit is not certified: {error}"
+    return None
