@@ -155,7 +155,7 @@ class AccountRecord(Record):
         accepted: executions of this node that the committee accepted, ever.
         rejected: executions of this node that the committee rejected, ever.
         reviewed: executions that the committee reviewed one by one and accepted, since it last
-            rejected one.
+            rejected one or came to no finding about one.
         standing: accepted and rejected, fading with time: the ground of its reputation.
         seat: what it has done on the committee; absent before anything was.
     """

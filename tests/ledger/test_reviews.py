@@ -184,6 +184,23 @@ def test_a_rejection_puts_a_node_back_on_probation() -> None:
     assert bench.rate(99) < PPM
 
 
+@pytest.mark.parametrize("how", ["unproven", "expired"])
+def test_an_answer_without_a_finding_puts_its_node_back_on_probation(how: str) -> None:
+    """Who is drawn for a review could else show nothing and try again; its standing stays."""
+    bench = Reviews()
+    spec = bench.committed()
+    before = bench.standing()
+    (_unproven if how == "unproven" else _expire)(bench, spec)
+    assert bench.standing() == before
+    assert bench.rate(1, deadline_ms=bench.now + DAY) == PPM
+
+
+def test_who_did_not_commit_is_not_on_probation() -> None:
+    bench = Reviews()
+    _expire(bench, bench.reach(TaskState.ASSIGNED))
+    assert bench.rate(1, deadline_ms=bench.now + DAY) < PPM
+
+
 def test_work_that_was_only_sampled_ends_no_probation() -> None:
     """A batch's leaves speak for a node, but a node could have many made for itself."""
     bench = Reviews()
@@ -443,7 +460,10 @@ def test_whatever_may_go_unseen_costs_more_than_it_brings(
     under_way = price + sum(max(other, DAI) for other in others)
     slash = Fraction(stake * SlashingParams().rejected_ppm * price, PPM * under_way)
     found_out = Fraction(PPM - TERMS.miss_ppm, PPM) * Fraction(rate, PPM)
-    assert found_out * (price + slash) > Fraction(TERMS.saving_ppm, PPM) * price
+    saved = Fraction(TERMS.saving_ppm, PPM) * price
+    assert found_out * (price + slash) > saved
+    # Who is buyer and node in one has the pay back when it is found out, and still loses.
+    assert found_out * slash > saved
 
 
 # Seats

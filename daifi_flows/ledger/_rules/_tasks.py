@@ -33,9 +33,16 @@ def require_attempt(task: TaskRecord, attempt: int) -> None:
 
 def refund(ctx: Context, task: TaskRecord, state: TaskState) -> tuple[Payment, ...]:
     """End a task in ``state`` and give its whole escrow back to the buyer, and what others had
-    in it to them."""
+    in it to them.
+
+    A node whose answer came to no finding is on probation again. It is not judged by that; but
+    else who is drawn for a review could show nothing, lose nothing, and try its luck again.
+    """
     payments = end_auction(ctx, task)
     disengage(ctx, task)
+    if task.state is TaskState.COMMITTED and task.node is not None:
+        account = ctx.account(task.node)
+        ctx.layer.put(account.model_copy(update={"reviewed": 0}))
     ctx.layer.put(task.model_copy(update={"state": state, "escrow_wei": 0, "bond_wei": 0}))
     return (*ctx.credit(task.spec.buyer, task.escrow_wei, "refund"), *payments)
 
