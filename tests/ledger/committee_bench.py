@@ -15,6 +15,8 @@ from ledger_kit import (
     DAI,
     DEALING,
     FREE,
+    NODE,
+    OTHER,
     SEAT_ACCOUNTS,
     SEAT_KEYS,
     T0,
@@ -57,11 +59,14 @@ RULES = CommitteeParams(
 
 
 def genesis_with(committee: Committee = COMMITTEE, **rules: int) -> Genesis:
-    """The buyer and thirty candidates, 1,000 DAi each."""
+    """The buyer and thirty candidates, 1,000 DAi each; two nodes, 200 DAi each."""
     return Genesis.create(
         salt=keccak256(b"committees"),
         timestamp_ms=T0,
-        allocations=[(each.address, 1_000 * DAI) for each in (BUYER, *CANDIDATES)],
+        allocations=[
+            *((each.address, 1_000 * DAI) for each in (BUYER, *CANDIDATES)),
+            *((each.address, 200 * DAI) for each in (NODE, OTHER)),
+        ],
         committee=committee,
         params=Params(fees=FREE, committee=RULES.model_copy(update=rules)),
     )

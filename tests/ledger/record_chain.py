@@ -47,17 +47,23 @@ def replay(folder: Path) -> dict[str, str]:
 
 async def record(path: Path) -> None:
     """A life of everything that the other tests have at hand."""
+    from committee_bench import (
+        CANDIDATES,
+        EPOCH_MS,
+        GENESIS,
+        SeatsThatChange,
+        candidate_info,
+        handed_over,
+    )
     from ledger_kit import (
         BUILDER,
         BUYER,
         DAI,
-        GENESIS,
         NODE,
         OTHER,
         PROOF_CID,
         STRANGER,
         T0,
-        SeatsHere,
         attest,
         info_of,
         make_header,
@@ -65,7 +71,7 @@ async def record(path: Path) -> None:
     )
 
     from daifi_flows.cnft import Decision
-    from daifi_flows.ledger import LedgerClient, LedgerService
+    from daifi_flows.ledger import Elections, LedgerClient, LedgerService
 
     now = T0
 
@@ -74,7 +80,8 @@ async def record(path: Path) -> None:
         now += 250
         return now
 
-    service = LedgerService(path, GENESIS, SeatsHere(GENESIS), clock=clock, builder=BUILDER)
+    seats = SeatsThatChange(GENESIS)
+    service = LedgerService(path, GENESIS, seats, clock=clock, builder=BUILDER)
     await service.start()
     ledger = LedgerClient(service, GENESIS.ledger_id)
     for node in (NODE, OTHER):
@@ -90,10 +97,24 @@ async def record(path: Path) -> None:
             continue
         await ledger.commit(spec.task_id, make_header(spec), PROOF_CID, BUYER)
         if number == 2:
-            await ledger.reject(attest(spec, Decision.REJECTED), BUYER)
+            await ledger.reject(attest(spec, Decision.REJECTED, ledger_id=GENESIS.ledger_id), BUYER)
         else:
-            await ledger.settle(attest(spec), bytes(32), BUYER)
+            await ledger.settle(attest(spec, ledger_id=GENESIS.ledger_id), bytes(32), BUYER)
     await asyncio.gather(*(ledger.transfer(STRANGER.address, n + 1, OTHER) for n in range(5)))
+    elections = Elections(ledger)
+
+    async def offer(index: int) -> None:
+        await ledger.register(candidate_info(index), CANDIDATES[index])
+        await ledger.stake(200 * DAI, CANDIDATES[index])
+        await elections.offer((101 + index) * DAI, CANDIDATES[index])
+
+    await asyncio.gather(*(offer(index) for index in range(22)))
+    now += EPOCH_MS
+    await elections.close_roll(BUYER)
+    await elections.draw(BUYER)
+    fields = handed_over(service._chain.base)
+    await elections.hand_over(fields["committee"], fields["certificate"], BUYER)  # pyright: ignore
+    await ledger.transfer(STRANGER.address, 1, OTHER)
     await service.close()
 
 
