@@ -115,7 +115,7 @@ class Insider:
 
     def complaints(self, state: KeygenState) -> tuple[Complaint, ...]:
         """Round three: about each otherwise qualified dealer whose box for us is wrong."""
-        if self.holder is None or self.holder not in {hello.holder for hello in state.roster}:
+        if self.holder is None or self.hello() not in state.roster:
             return ()
         return tuple(
             Complaint(

@@ -30,7 +30,7 @@ What is assumed. Messages need no order and no reliable broadcast: an outcome co
 ``Session.quorum`` holders (14 of 21) have signed it, two cannot both be signed in one session while
 at most f holders are Byzantine, and an honest holder signs only an outcome that gives it its
 share. Whoever carries the messages can withhold them, which costs an attempt, and can choose, as
-can a rushing adversary, which dealers are qualified once it has seen their commitments: joint
+can a rushing adversary, which roster and which dealers are used once it has seen commitments: joint
 Feldman lets it *bias the distribution of the key* (Gennaro et al. show how). That does not let it
 sign: the adversary's part of the key is one that it knows (it must hand honest holders right
 values of its polynomials), and such a key is as hard to sign under as an unbiased one (Gennaro,

@@ -343,8 +343,11 @@ def test_a_key_of_small_order_hurts_only_who_sent_it() -> None:
     roster = enrol(MADE, [low, *(each.hello() for i, each in enumerate(PARTY) if i != 2)])
     state = reduce(KeygenState(MADE, roster), [each.deal(roster) for each in PARTY])
     assert state.faults == {} and state.outcome is not None
-    said = [said for each in PARTY for said in each.complaints(state)]
-    state = reduce(state, said)
+    assert all(each.complaints(state) == () for each in PARTY)
+    said = Complaint(
+        session=MADE.digest, roster=state.roster_name, holder=2, dealer=0, opening=b"x" * 32
+    )
+    state = state.add(said.sign(KEYS[2]))
     assert state.faults == {} and ("wrong-opening", 2) in state.dropped
 
 

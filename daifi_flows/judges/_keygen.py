@@ -13,8 +13,9 @@ nothing but time: every request brings all that its answer depends on, and a sea
 
 On disk, beside the seat's keys (mode 0600): one random seed a session, from which all that the
 seat says in it follows, so that a host killed at any time says the same again; the outcome it
-confirmed; at last its share. A committee's seats have a folder of their own: the same node's share
-in the next committee must not replace the one that it still signs with.
+confirmed; at last its share, which its host signs with once it is started with the whole
+committee. A committee's seats have a folder of their own: the same node's share in the next
+committee must not replace the one that it still signs with.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ __all__ = ["KeyOffice", "KeygenAsk", "KeygenStep", "KeygenWord", "Partial", "sea
 
 _MAX_BYTES = 4 * 1024 * 1024
 """Largest request: 63 dealings of 7 kB, and a complaint of each holder about each."""
+
+_MAX_FILES = 128
+"""Seeds and confirmed outcomes that a seat remembers: so many sessions must not fill a disk."""
 
 _Words = Field(max_length=2 * MAX_PARTIES)
 
@@ -201,6 +205,8 @@ class KeyOffice:
             or session.threshold != mine.quorum
         ):
             raise CommitteeError("the key generation is for another committee than these seats'")
+        if any(seat.share is not None for seat in mine.seats):
+            raise CommitteeError("these seats have their shares: no others take their place")
         before = session.previous
         if mine.group_key != (before.group_key if before is not None else None):
             raise CommitteeError(
@@ -246,12 +252,22 @@ class KeyOffice:
         """The seats here that are party to the session; each one's seed is on disk by now."""
         parties = {*session.dealers, *session.holders}
         return {
-            index: Insider(
-                session, keys.bls, load_secret(self._path(index, session)), self._share(index)
-            )
+            index: Insider(session, keys.bls, self._seed(index, session), self._share(index))
             for index, keys in self._keys.items()
             if keys.bls.public in parties
         }
+
+    def _seed(self, index: int, session: Session) -> bytes:
+        path = self._path(index, session)
+        if not path.exists() and len(self._remembered(index)) >= _MAX_FILES:
+            raise CommitteeError(
+                f"seat {index} has taken part in too many key generations that came to nothing: "
+                f"remove seat-{index:02d}.keygen-* from {self._folder} when none is under way"
+            )
+        return load_secret(path)
+
+    def _remembered(self, index: int) -> list[Path]:
+        return list(self._folder.glob(f"seat-{index:02d}.keygen-*"))
 
     def _share(self, index: int) -> BlsKey | None:
         path = SeatKeys.share_path(self._folder, index)
@@ -353,5 +369,5 @@ class KeyOffice:
 
     def _forget(self, index: int) -> None:
         """The seeds of all sessions, of which nothing more is needed."""
-        for path in self._folder.glob(f"seat-{index:02d}.keygen-*"):
+        for path in self._remembered(index):
             path.unlink(missing_ok=True)

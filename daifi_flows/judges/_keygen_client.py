@@ -209,6 +209,7 @@ async def _generate(
 ) -> tuple[Session, Certificate]:
     trouble = CommitteeError("no key generation was tried")
     for attempt in range(_ATTEMPTS):
+        await asyncio.sleep(min(attempt, 1) * _RETRY_S)
         try:
             session = session_of(attempt).check()
             return session, await _one_session(dealing, taking, session, grace_s)

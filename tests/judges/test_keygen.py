@@ -294,8 +294,22 @@ async def test_a_seat_whose_committee_has_a_key_makes_no_other(bare_of: Any) -> 
     folder, bare = bare_of(4)
     made = await make_group_key(hosts_of(bare, folder, 1), bare, ledger_id=LEDGER)
     office = Host(made, [0], folder).office()
-    with pytest.raises(CommitteeError, match="never made anew"):
+    with pytest.raises(CommitteeError, match="have their shares"):
         office.answer(ask_hello(bare).canonical())
+    keyed = bare.model_copy(update={"group_key": made.group_key})
+    with pytest.raises(CommitteeError, match="never made anew"):
+        Host(keyed, [0], folder).office().answer(ask_hello(bare).canonical())
+
+
+def test_sessions_that_come_to_nothing_do_not_fill_the_disk(bare_of: Any) -> None:
+    folder, bare = bare_of(4)
+    office = Host(bare, [0], folder).office()
+    first = office.answer(ask_hello(bare).canonical())
+    with pytest.raises(CommitteeError, match="too many key generations"):
+        for attempt in range(1, 1000):
+            office.answer(ask_hello(bare, attempt=attempt).canonical())
+    assert len(list(folder.glob("*keygen*"))) == 128
+    assert office.answer(ask_hello(bare).canonical()) == first
 
 
 async def test_a_seat_confirms_one_outcome_a_session(bare_of: Any) -> None:
@@ -399,20 +413,20 @@ async def test_a_traitor_on_each_side_of_a_handover(epochs: Any) -> None:
         {"in_office": 1},
         {"ledger_id": bytes(32)},
         {"elected": "reversed"},
+        None,
     ],
-    ids=lambda changed: next(iter(changed)),
+    ids=["nobody", "later", "another ledger", "others", "no ledger"],
 )
 async def test_seats_hand_on_to_nobody_who_was_not_drawn(
-    epochs: Any, changed: dict[str, Any]
+    epochs: Any, changed: dict[str, Any] | None
 ) -> None:
     folder, old, after, new = epochs
-    if changed.get("elected") == "reversed":
+    if changed is not None and changed.get("elected") == "reversed":
         changed = {"elected": tuple(seat.public for seat in reversed(new.seats))}
-    old_hosts = hosts_of(old, folder, 1, succession=says(old, new, **changed))
+    succession = None if changed is None else says(old, new, **changed)
+    old_hosts = hosts_of(old, folder, 1, succession=succession)
     with pytest.raises(CommitteeError, match="no quorum"):
         await handing(old_hosts, old, hosts_of(new, after, 1), new)
-    with pytest.raises(CommitteeError, match="no quorum"):
-        await handing(hosts_of(old, folder, 1), old, hosts_of(new, after, 1), new)
 
 
 async def test_a_handover_is_signed_to_confirmed_shares_only(epochs: Any) -> None:
@@ -425,7 +439,11 @@ async def test_a_handover_is_signed_to_confirmed_shares_only(epochs: Any) -> Non
         return word
 
     old_hosts = hosts_of(old, folder, 1, succession=succession, tamper=watch)
-    await handing(old_hosts, old, hosts_of(new, after, 1), new)
+    done = await handing(old_hosts, old, hosts_of(new, after, 1), new)
+    # Seats that have their shares take no others, though the old ones would deal again.
+    with pytest.raises(CommitteeError, match="0 holders are there"):
+        await handing(old_hosts, old, hosts_of(done.committee, after, 1), done.committee)
+    check_shares(done.committee, after)
     office, ask = old_hosts[0].office(), asked[-1]
     assert ask.step is KeygenStep.HAND_OVER and ask.committee is not None
     assert ask.certificate is not None
