@@ -15,6 +15,7 @@ from daifi_flows.judges._messages import HostLost, subject_of
 from daifi_flows.judges._office import SeatOffice
 from daifi_flows.judges._report import ChunkReport, ReviewReport, SeatReport
 from daifi_flows.judges._seat import SeatKeys, bare_committee, make_committee
+from daifi_flows.judges._succession import SuccessiveCertifier
 from daifi_flows.judges._tally import ChunkTally, Tally
 from daifi_flows.judges.panel import (
     JUDGES,
@@ -50,6 +51,7 @@ __all__ = [
     "SeatKeys",
     "SeatOffice",
     "SeatReport",
+    "SuccessiveCertifier",
     "Senses",
     "Tally",
     "bare_committee",
