@@ -120,7 +120,7 @@ def test_clients_with_no_common_lock_still_all_succeed(
     far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many processes with one key would: each call has a lock of its own."""
-    monkeypatch.setattr("daifi_flows.ledger._client.turn_of", lambda *_: Turn())
+    monkeypatch.setattr("daifi_flows.ledger._sending.turn_of", lambda *_: Turn())
     ledger = LedgerClient(far, GENESIS.ledger_id)
     in_threads(60, lambda _: ledger.transfer(STRANGER.address, 1, BUYER))
     assert nonces(far._service) == list(range(60))

@@ -76,7 +76,7 @@ async def test_equal_transfers_are_two_and_a_repeated_request_is_one(
 async def test_two_processes_with_one_key_make_two_transfers(
     service: LedgerService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daifi_flows.ledger._client.turn_of", lambda *_: Turn())
+    monkeypatch.setattr("daifi_flows.ledger._sending.turn_of", lambda *_: Turn())
     clients = [LedgerClient(service, GENESIS.ledger_id) for _ in range(2)]
     receipts = await asyncio.gather(
         *(client.transfer(STRANGER.address, 1, BUYER) for client in clients)
