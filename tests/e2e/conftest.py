@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from daifi_flows._home import write_committee
 from daifi_flows._step import StepEvent
 from daifi_flows.cnft import ComputeNFT
 from daifi_flows.tasks import load_flow
+
+for room in ("ledger", "judges"):  # makes ledger_kit and review_kit importable
+    sys.path.insert(0, str(Path(__file__).parents[1] / room))
 
 QUESTION = "What does the auditor check?"
 
