@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,18 @@ def start(cluster: None, seats: Any, tmp_path: Path, doubling: Any) -> Any:
     yield make
     for host in started:
         ray.kill(host)
+
+
+async def asked(call: Callable[[], Awaitable[Any]]) -> Any:
+    """The answer of a host that may be restarting: it is asked until it is up."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            return await call()
+        except ray.exceptions.ActorUnavailableError:
+            if time.monotonic() > until:
+                raise
+        await asyncio.sleep(0.2)
 
 
 def header(height: int) -> BlockHeader:
@@ -123,9 +136,12 @@ async def test_killed_between_commit_and_reveal_the_review_finishes(
     client = CommitteeClient([host], seats.committee, timeout_s=120)
     attestation, report = await client.review(request)
     check(attestation, seats.committee, Decision.ACCEPTED)
-    assert (await host.ping.remote())["pid"] != before
+    async with asyncio.timeout(60):  # a kill takes effect when Ray comes to it
+        while (await asked(host.ping.remote))["pid"] == before:
+            await asyncio.sleep(0.1)
     assert report.chunks[0].accepts == 7 and not report.evidence
-    assert (await host.commit.remote(*arguments)).commits == reply.commits
+    again = await asked(lambda: host.commit.remote(*arguments))
+    assert again.commits == reply.commits
 
 
 async def test_killed_while_it_re_executes_the_review_finishes(
