@@ -50,7 +50,7 @@ def start(cluster: None, seats: Any, tmp_path: Path, doubling: Any) -> Any:
         ray.kill(host)
 
 
-async def asked(call: Callable[[], Awaitable[Any]]) -> Any:
+async def answer_of(call: Callable[[], Awaitable[Any]]) -> Any:
     """The answer of a host that may be restarting: it is asked until it is up."""
     until = time.monotonic() + 60
     while True:
@@ -137,10 +137,10 @@ async def test_killed_between_commit_and_reveal_the_review_finishes(
     attestation, report = await client.review(request)
     check(attestation, seats.committee, Decision.ACCEPTED)
     async with asyncio.timeout(60):  # a kill takes effect when Ray comes to it
-        while (await asked(host.ping.remote))["pid"] == before:
+        while (await answer_of(host.ping.remote))["pid"] == before:
             await asyncio.sleep(0.1)
     assert report.chunks[0].accepts == 7 and not report.evidence
-    again = await asked(lambda: host.commit.remote(*arguments))
+    again = await answer_of(lambda: host.commit.remote(*arguments))
     assert again.commits == reply.commits
 
 
