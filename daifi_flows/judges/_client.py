@@ -63,7 +63,7 @@ class _Run:
         where: which hosts say they have a seat.
         asked: for each wave the chunks that each seat was asked about.
         opened: which hosts have opened votes of a look (before all seats: true).
-        locked, signed: what more seats than may lie say about an earlier client's review.
+        locked, signed: what seats tell of an earlier client's review.
     """
 
     subject: Subject
@@ -155,21 +155,19 @@ class ReviewClient:
 
     async def _open(self, run: _Run) -> None:
         subject, docket = run.subject.canonical(), pack(run.case.docket)
-        locked: tuple[Counter[bytes], Counter[bytes]] = (Counter(), Counter())
-        signed: Counter[bytes] = Counter()
+        told: list[OpenReply] = []
         refused: list[str] = []
 
         def absorb(number: int, reply: OpenReply) -> None:
-            seats = {seat for seat in reply.seats if 0 <= seat < len(self.committee.seats)}
-            for seat in seats:
-                run.where.setdefault(seat, set()).add(number)
+            for seat in reply.seats:
+                if 0 <= seat < len(self.committee.seats):
+                    run.where.setdefault(seat, set()).add(number)
             for index, share in reply.shares[:MAX_MESSAGES]:
                 run.state = run.state.add_share(index, share)
-            for told, counter in zip(reply.locked, locked, strict=True):
-                counter[told] += len(seats)
-            signed[reply.signed] += len(seats)
             if reply.refused:
                 refused.append(reply.refused)
+            if any(reply.locked) or reply.signed:
+                told.append(reply)
 
         def patience_s(_: float) -> float | None:
             return None if run.state.beacon is None else POST_BEACON_S
@@ -179,22 +177,30 @@ class ReviewClient:
         )
         if run.state.beacon is None:
             count = len(run.state.light.shares)
-            told = f" ({refused[0]})" if refused else ""
+            why = f" ({refused[0]})" if refused else ""
             raise self._short(
-                f"{count} of {len(self.committee.seats)} seats take part{told}", outcome
+                f"{count} of {len(self.committee.seats)} seats take part{why}", outcome
             )
-        run.locked = (self._told(Look, locked[0]), self._told(Look, locked[1]))
-        run.signed = self._told(Record, signed)
+        self._resume(run, told)
 
-    def _told(self, kind: type[N], counter: Counter[bytes]) -> N | None:
-        """What more seats than may lie say of an earlier client's work."""
-        for data, seats in counter.most_common():
-            if data and seats > self.committee.faults:
-                try:
-                    return unpack(kind, data)
-                except EncodingError:
-                    continue
-        return None
+    def _resume(self, run: _Run, told: Sequence[OpenReply]) -> None:
+        """Note what an earlier client got done, as most seats tell it. Whether it holds is checked
+        where it is used; that a host speaks for a seat is known by its share of the beacon."""
+        heard: set[int] = set()
+        looks: tuple[Counter[bytes], Counter[bytes]] = (Counter(), Counter())
+        records: Counter[bytes] = Counter()
+        for reply in told:
+            mine = {
+                index
+                for index, share in reply.shares[:MAX_MESSAGES]
+                if index not in heard and run.state.shared(index, share)
+            }
+            heard |= mine
+            for data, counter in zip((*reply.locked, reply.signed), (*looks, records), strict=True):
+                if data:
+                    counter[data] += len(mine)
+        run.locked = (_unpacked(Look, looks[0]), _unpacked(Look, looks[1]))
+        run.signed = _unpacked(Record, records)
 
     def _repeat(self, run: _Run, record: Record) -> None:
         """Go on where the outcome was signed already, if its record holds."""
@@ -214,7 +220,8 @@ class ReviewClient:
         earlier = run.locked[full]
         if earlier is not None:
             resumed = run.state.add_commits(earlier.commits)
-            if resumed.committed(full=full):
+            voters = {seat for seat, _ in resumed.committed(full=full)}
+            if len(voters) > (0 if full else self.committee.faults):
                 run.state = resumed.close_commits()
                 return
         outcome = await (self._full_wave(run) if full else self._first_waves(run))
@@ -317,7 +324,9 @@ class ReviewClient:
                 return 0.0
             if not full and not run.state.disputed:
                 return POST_QUORUM_S
-            return self._patience(waited_s) if reveals else None
+            voters = {seat for seat, _ in run.state.reveals}
+            enough = len(voters) >= self.committee.quorum if full else bool(reveals)
+            return self._patience(waited_s) if enough else None
 
         outcome = await self._ask(
             run,
@@ -432,3 +441,14 @@ def _parsed(kind: type[N], items: Sequence[bytes]) -> list[N]:
         except EncodingError:
             continue
     return found
+
+
+def _unpacked(kind: type[N], counter: Counter[bytes]) -> N | None:
+    """What most say, if it makes sense."""
+    for data, seats in counter.most_common():
+        if seats:
+            try:
+                return unpack(kind, data)
+            except EncodingError:
+                continue
+    return None

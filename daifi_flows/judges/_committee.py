@@ -130,6 +130,11 @@ class ReviewState:
         light = self.light.given(self.committee, self.subject.beacon_message(), signature)
         return replace(self, light=light)._lit()
 
+    def shared(self, index: int, share: bytes) -> bool:
+        """Whether this is the seat's share of the beacon."""
+        seat, message = self._seat(index), self.subject.beacon_message()
+        return seat is not None and verify_bls(seat.share or b"", message, share)
+
     def _lit(self) -> ReviewState:
         if self.beacon is None:
             return self

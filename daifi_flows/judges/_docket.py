@@ -13,11 +13,16 @@ __all__ = ["docket_fault", "execution_of"]
 
 
 def execution_of(subject: Subject) -> bytes:
-    """Names what a seat is bound to one subject of, 32 bytes."""
+    """Names what a seat is bound to one subject of, 32 bytes.
+
+    The committee is part of it: who sits on two in a row may begin anew after a handover, which
+    draws a second time, and once an epoch.
+    """
     return tagged_hash(
         "daifi/execution/1",
         {
             "ledger_id": subject.ledger_id,
+            "committee": subject.committee,
             "task_id": subject.task_id,
             "attempt": subject.attempt,
             "node": subject.node,

@@ -91,8 +91,8 @@ class ReviewOffice:
     def open(self, subject_bytes: bytes, docket_bytes: bytes) -> OpenReply:
         """Bind the seats here to a subject of this execution, and release their beacon shares.
 
-        A seat is bound to one subject of a (ledger, task, attempt, node) for ever: nobody can try
-        several proofs, and take the one whose draw is convenient.
+        A seat is bound to one subject of a (ledger, committee, task, attempt, node) for ever:
+        nobody can try several proofs, and take the one whose draw is convenient.
 
         Raises:
             CommitteeError: the review is for another committee, its deadline has passed, or the
@@ -188,7 +188,7 @@ class ReviewOffice:
         """Journal a vote for every seat that is asked and has none in this wave."""
         digest, look = subject.digest, int(wave == FULL_WAVE)
         with self._reviewing:  # the same request, sent twice, waits here and then remembers
-            known = self._journal.ballots(tuple(wanted), digest)
+            known = self._journal.ballots(tuple(self._honest), digest)
             locks = self._journal.locks(tuple(wanted), digest)
             self._remember(digest, known.values())
             drafts: dict[tuple[int, int], Ballot] = {}
@@ -291,8 +291,9 @@ class ReviewOffice:
         Args:
             docket_bytes: may be empty where these seats have been shown it.
 
-        Seats that were not asked sign as well. One whose opened vote was left out does not; nor
-        does one that came late to reject what the record accepts without having asked all seats.
+        Seats that were not asked sign as well, and seats that came late: late is not lying. One
+        does not that opened its vote against another set of commits, or that rejected what the
+        record, which leaves its vote out, accepts without having asked all seats.
 
         Raises:
             CommitteeError: as for :meth:`open`; or the record leaves the outcome open.
@@ -353,8 +354,6 @@ class ReviewOffice:
         for slot, ballot in ballots.items():
             if slot[0] != index or slot in state.reveals:
                 continue
-            if slot in state.commits:
-                return False
             vote = Vote.from_canonical(ballot.vote)
             if state.tally().decision is Decision.ACCEPTED and any(
                 each.decision is VoteChoice.REJECT and each.chunk not in disputed

@@ -134,7 +134,7 @@ def test_votes_are_opened_against_one_set_of_commits_only(office_of: Any, reques
     assert [commit.seat for commit in late] == [20]  # seat 0 has read others' votes already
 
 
-def test_a_seat_signs_one_outcome_and_only_one_that_counts_its_vote(
+def test_seats_whose_votes_came_late_or_not_at_all_sign_what_they_agree_with(
     office_of: Any, request_of: Any, seats: Any
 ) -> None:
     script = Script(request_of(), [office_of()])
@@ -142,16 +142,17 @@ def test_a_seat_signs_one_outcome_and_only_one_that_counts_its_vote(
     script.commit(asked=dict.fromkeys(range(9), (0,)))
     script.reveal()
     record, (look,) = script.record, script.record.looks
-    fewer = Record(
-        beacon=record.beacon, looks=(look.model_copy(update={"reveals": look.reveals[:7]}),)
-    )
-    (part,) = script.sign(fewer)
-    assert sorted(index for index, _ in part.partials) == [*range(7), *range(9, 21)]
+    fewer = look.model_copy(update={"reveals": look.reveals[:7]})
+    (part,) = script.sign(Record(beacon=record.beacon, looks=(fewer,)))
+    assert sorted(index for index, _ in part.partials) == list(range(21))
     message = script.subject.message(Decision.ACCEPTED, 1_000_000)
     for index, partial in part.partials:
         assert verify_bls(seats.committee.seats[index].public, message, partial)
-    (rest,) = script.sign()
-    assert sorted(index for index, _ in rest.partials) == list(range(21))  # the same outcome
+    assert script.sign() == [part]  # the same outcome
+    few = Look(commits=look.commits[:7], reveals=look.reveals[:7])
+    (other,) = script.sign(Record(beacon=record.beacon, looks=(few,)))
+    # Nine have opened their votes against another set than this one.
+    assert sorted(index for index, _ in other.partials) == list(range(9, 21))
 
 
 def test_no_second_outcome_is_signed(office_of: Any, request_of: Any) -> None:

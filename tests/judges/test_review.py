@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import pytest
 from review_kit import Local, Script, Weather, check, committed
 
-from daifi_flows.cnft import FULL_WAVE, Basis, Decision, VoteChoice
+from daifi_flows.cnft import FULL_WAVE, Basis, Decision, VoteChoice, VoteCommit
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import CommitteeError
-from daifi_flows.judges import _rounds
+from daifi_flows.judges import HostLost, _rounds
 from daifi_flows.judges._byzantine import BEHAVIOURS
 from daifi_flows.judges._client import ReviewClient
+from daifi_flows.judges._database import Database
 from daifi_flows.judges._messages import CommitReply, OpenReply, RevealReply, SignReply
 
 
@@ -368,3 +370,93 @@ async def test_two_clients_at_once_get_one_finding(
     clients: Sequence[ReviewClient] = [ReviewClient(hosts, seats.committee) for _ in range(2)]
     both = await asyncio.gather(*(client.review(request_of()) for client in clients))
     assert both[0][0].message() == both[1][0].message()
+
+
+# Killed at any instant
+
+
+class Crashing:
+    """Kills a host before or after a chosen write of its journal, by raising like a dead actor."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.writes = 0
+        self.at = -1
+        self.after = False
+        plain = Database.transaction
+        crashing = self
+
+        @contextmanager
+        def transaction(database: Database) -> Any:
+            number, crashing.writes = crashing.writes, crashing.writes + 1
+            if number == crashing.at and not crashing.after:
+                raise HostLost("killed before it wrote")
+            with plain(database) as db:
+                yield db
+            if number == crashing.at and crashing.after:
+                raise HostLost("killed after it wrote")
+
+        monkeypatch.setattr(Database, "transaction", transaction)
+
+
+@pytest.mark.parametrize("output", [42, 41])
+async def test_killed_at_any_write_a_host_keeps_its_words(
+    hosts_of: Any, request_of: Any, seats: Any, doubling: Any, output: int,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    """After each kill the host has another model, which finds something else: it must not say it.
+    Every word that leaves the host is written down and compared."""
+    crashing = Crashing(monkeypatch)
+    flipped = doubling(answer=output)  # finds the wrong output right
+    right = Decision.ACCEPTED if output == 42 else Decision.REJECTED
+
+    class Recording(Local):
+        words: dict[Any, set[bytes]]
+
+        async def _call(self, name: str, *arguments: Any) -> Any:
+            try:
+                reply = await asyncio.to_thread(getattr(self.office, name), *arguments)
+            except HostLost:
+                self.office.close()
+                self.office = self.make()
+                self.restarts += 1
+                raise
+            for item in getattr(reply, "commits", ()):
+                commit = VoteCommit.from_canonical(item)
+                self.words.setdefault(("commit", commit.seat, commit.wave), set()).add(item)
+            for index, partial in getattr(reply, "partials", ()):
+                self.words.setdefault(("partial", index), set()).add(partial)
+            for index, share in getattr(reply, "shares", ()):
+                self.words.setdefault(("share", index), set()).add(share)
+            return reply
+
+    async def run(folder: str) -> tuple[Recording, Any]:
+        made: list[int] = []
+
+        def make() -> Any:
+            made.append(0)
+            changed = len(made) > 1 and voted(host)
+            return host_makers[0 if not changed else 1]()
+
+        def voted(host: Any) -> bool:
+            return any(kind[0] == "commit" for kind in host.words) if host is not None else False
+
+        offices = hosts_of(1, folder=folder), hosts_of(1, folder=folder, reference=flipped)
+        host_makers = [each[0].make for each in offices]
+        host: Any = None
+        host = Recording(make)
+        host.words = {}
+        client = ReviewClient([host], seats.committee, timeout_s=20)
+        attestation, _ = await client.review(request_of(output))
+        return host, attestation
+
+    _, attestation = await run("calm")
+    check(attestation, seats.committee, right)
+    writes = crashing.writes
+    assert writes >= 4
+    for number in range(writes):
+        for after in (False, True):
+            crashing.writes, crashing.at, crashing.after = 0, number, after
+            host, attestation = await run(f"work-{number}-{after}")
+            check(attestation, seats.committee, right)
+            assert host.restarts == 1
+            assert all(len(said) == 1 for said in host.words.values())
