@@ -19,7 +19,7 @@ from pydantic import Field
 
 from daifi_flows._noun import Bytes32, Bytes48, Noun, Uint
 from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate
-from daifi_flows.encoding import canonical_json, parse_json
+from daifi_flows.encoding import canonical_json, parse_json, tagged_hash
 from daifi_flows.errors import EncodingError
 from daifi_flows.keys import check_possession, verify_bls_aggregate
 from daifi_flows.threshold import shares_sound
@@ -28,6 +28,7 @@ __all__ = [
     "MAX_HANDOVERS",
     "CommitteeChain",
     "Committees",
+    "DrawTerms",
     "Handover",
     "Succession",
     "UnknownEpoch",
@@ -54,26 +55,52 @@ def handover_message(
     return b"daifi/handover/1" + b"".join(parts)
 
 
+class DrawTerms(Noun):
+    """What a draw follows from, and since when the committee is in office that hands over.
+
+    Attributes:
+        epoch: whose seats were drawn.
+        since_height: height of the block that put the committee before it in office, which
+            certified the blocks after that one.
+        height: of the block in which the roll of candidates was closed; the beacon is that of the
+            next one.
+        root, beacon, seats, per_operator: as :func:`daifi_flows.sortition.check_draw` takes them.
+    """
+
+    epoch: Uint
+    since_height: Uint
+    height: Uint
+    root: Bytes32
+    beacon: Bytes32
+    seats: Uint
+    per_operator: Uint
+
+    @property
+    def digest(self) -> bytes:
+        """What seats sign, 32 bytes."""
+        return tagged_hash("daifi/draw/1", self.plain())
+
+
 class Handover(Noun):
     """One committee's word that another takes its place.
 
     Attributes:
         previous: digest of the committee that signs.
-        draw: digest of the sortition that chose the seats.
+        draw: how the seats were chosen.
         committee: who takes over.
         certificate: of the committee that hands over, over :meth:`message`.
     """
 
     ledger_id: Bytes32
     previous: Bytes32
-    draw: Bytes32
+    draw: DrawTerms
     committee: Committee
     certificate: QuorumCertificate
 
     def message(self) -> bytes:
         """What the seats signed."""
-        new = self.committee
-        return handover_message(self.ledger_id, self.previous, self.draw, new.epoch, new.digest)
+        new, draw = self.committee, self.draw.digest
+        return handover_message(self.ledger_id, self.previous, draw, new.epoch, new.digest)
 
     def check(self, previous: Committee) -> None:
         """Check that ``previous`` hands over to the next committee.
@@ -89,6 +116,8 @@ class Handover(Noun):
             raise EncodingError(f"{where} does not follow the committee of epoch {previous.epoch}")
         if new.group_key != previous.group_key:
             raise EncodingError(f"{where} has another group key")
+        if (self.draw.epoch, self.draw.seats) != (new.epoch, len(new.seats)):
+            raise EncodingError(f"{where} is not what was drawn")
         if (fault := _seating_fault(new)) is not None:
             raise EncodingError(f"{where}: {fault}")
         seats = previous.signers(self.certificate.signers)
@@ -140,6 +169,9 @@ class UnknownEpoch(EncodingError):
 class Committees:
     """The committees of consecutive epochs, from one that is trusted.
 
+    A handover says since when the committee that signs it is in office. So all but the last two
+    are known with the blocks that were theirs to certify: what they sign later is not believed.
+
     Args:
         anchor: the trusted one.
         handovers: from its epoch on, in order; earlier ones are passed over.
@@ -151,6 +183,8 @@ class Committees:
     def __init__(self, anchor: Committee, handovers: Iterable[Handover] = ()) -> None:
         self._known = [anchor]
         self._digests = [anchor.digest]
+        self._since: list[int] = []
+        """Heights after which each certified blocks, as far as a later handover says."""
         ledger_id: bytes | None = None
         for handover in handovers:
             if handover.committee.epoch <= anchor.epoch:
@@ -159,6 +193,10 @@ class Committees:
                 raise EncodingError("the handovers are of two ledgers")
             ledger_id = handover.ledger_id
             handover.check(self._known[-1])
+            since = handover.draw.since_height
+            if self._since and since <= self._since[-1]:
+                raise EncodingError("a committee took office before the one that it followed")
+            self._since.append(since)
             self._known.append(handover.committee)
             self._digests.append(handover.committee.digest)
 
@@ -190,11 +228,17 @@ class Committees:
 
         Raises:
             UnknownEpoch: no handover leads to it.
-            EncodingError: the block names another.
+            EncodingError: the block names another, or was not this one's to certify.
         """
-        index = self._index(header.epoch)
+        index, height = self._index(header.epoch), header.height
         if header.committee != self._digests[index]:
             raise EncodingError("the block was certified by another committee than the trusted one")
+        since, until = (self._since[at : at + 1] for at in (index, index + 1))
+        if any(height <= first for first in since) or any(height > last for last in until):
+            raise EncodingError(
+                f"block {height} was not certified by the committee of epoch {header.epoch}, "
+                "which was not in office"
+            )
         return self._known[index]
 
     def _index(self, epoch: int) -> int:

@@ -25,7 +25,7 @@ from daifi_flows.cnft import (
     attestation_message,
 )
 from daifi_flows.encoding import cid_of, keccak256
-from daifi_flows.epochs import CommitteeChain, Committees, Handover
+from daifi_flows.epochs import CommitteeChain, Committees, DrawTerms, Handover
 from daifi_flows.errors import BundleError, ConfigError
 from daifi_flows.keys import Account, BlsKey, aggregate_bls
 from daifi_flows.merkle import merkle_root
@@ -69,7 +69,15 @@ def handover(by: str = "old") -> Handover:
     found = Handover(
         ledger_id=LEDGER,
         previous=OLD.digest,
-        draw=bytes(32),
+        draw=DrawTerms(
+            epoch=1,
+            since_height=0,
+            height=5,
+            root=bytes(32),
+            beacon=bytes(32),
+            seats=SEATS,
+            per_operator=1,
+        ),
         committee=NEW,
         certificate=blank,
     )

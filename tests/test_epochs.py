@@ -12,6 +12,7 @@ from daifi_flows.encoding import keccak256
 from daifi_flows.epochs import (
     CommitteeChain,
     Committees,
+    DrawTerms,
     Handover,
     committee_fault,
     handover_message,
@@ -51,13 +52,27 @@ def signed(by: Committee, message: bytes, signers: Sequence[int] = (0, 1, 2)) ->
     return QuorumCertificate(signers=bitmap, signature=aggregate_bls(partials))
 
 
+def terms(new: Committee, **changes: object) -> DrawTerms:
+    """Its committee before took office a hundred blocks after the one before that."""
+    found = DrawTerms(
+        epoch=new.epoch,
+        since_height=100 * (new.epoch - 2),
+        height=100 * (new.epoch - 1) - 3,
+        root=keccak256(b"root"),
+        beacon=keccak256(b"beacon"),
+        seats=4,
+        per_operator=1,
+    )
+    return found.model_copy(update=changes)
+
+
 def handover(
     old: Committee, new: Committee, signers: Sequence[int] = (0, 1, 2), **changes: object
 ) -> Handover:
     values: dict[str, object] = {
         "ledger_id": LEDGER,
         "previous": old.digest,
-        "draw": keccak256(b"draw"),
+        "draw": terms(new),
         "committee": new,
     }
     values |= changes
@@ -86,9 +101,9 @@ def test_blocks_are_checked_with_the_committee_of_their_epoch() -> None:
     known = Committees(ALL[0], CHAIN)
     header = BlockHeader.model_validate(
         {name: bytes(32) for name in BlockHeader.model_fields}
-        | dict.fromkeys(("height", "timestamp_ms", "round", "history_size"), 0)
+        | dict.fromkeys(("timestamp_ms", "round", "history_size"), 0)
         | dict.fromkeys(("proposer", "builder"), ALL[0].seats[0].account)
-        | {"epoch": 3, "committee": ALL[2].digest}
+        | {"epoch": 3, "committee": ALL[2].digest, "height": 250}
     )
     message = QuorumCertificate.message(header.digest)
     check_certificate(header, signed(ALL[2], message), known)
@@ -102,7 +117,7 @@ def test_blocks_are_checked_with_the_committee_of_their_epoch() -> None:
 
 
 def test_the_message_says_everything() -> None:
-    values = (LEDGER, ALL[0].digest, keccak256(b"draw"), 2, ALL[1].digest)
+    values = (LEDGER, ALL[0].digest, terms(ALL[1]).digest, 2, ALL[1].digest)
     message = handover_message(*values)
     assert message == CHAIN[0].message() and message.startswith(b"daifi/handover/1")
     for index, other in enumerate((bytes(32), bytes(32), bytes(32), 3, bytes(32))):
@@ -117,7 +132,11 @@ ATTACKS = {
     "signed by those who take over": handover(ALL[0], ALL[1]).model_copy(
         update={"certificate": signed(ALL[1], CHAIN[0].message())}
     ),
-    "of another draw than was signed": CHAIN[0].model_copy(update={"draw": bytes(32)}),
+    "of another draw than was signed": CHAIN[0].model_copy(
+        update={"draw": terms(ALL[1], root=bytes(32))}
+    ),
+    "of another epoch's draw": handover(ALL[0], ALL[1], draw=terms(ALL[1], epoch=3)),
+    "of a draw of fewer seats": handover(ALL[0], ALL[1], draw=terms(ALL[1], seats=3)),
     "to a committee that was not signed": CHAIN[0].model_copy(
         update={"committee": committee(2, seats=ALL[3].seats)}
     ),
@@ -147,6 +166,30 @@ ATTACKS = {
 def test_a_handover_that_is_not_one_leads_nowhere(name: str) -> None:
     with pytest.raises(EncodingError):
         Committees(ALL[0], [ATTACKS[name]])
+
+
+def test_a_committee_that_left_certifies_nothing_more() -> None:
+    """Its keys are still there, and its stake may not be."""
+    known = Committees(ALL[0], CHAIN)  # since blocks 0, 100, 200 and 300, and one unknown
+
+    def header(epoch: int, height: int) -> BlockHeader:
+        fields = {"epoch": epoch, "committee": ALL[epoch - 1].digest, "height": height}
+        zeros = dict.fromkeys(("timestamp_ms", "round", "history_size"), 0)
+        seats = dict.fromkeys(("proposer", "builder"), ALL[0].seats[0].account)
+        rest = {name: bytes(32) for name in BlockHeader.model_fields}
+        return BlockHeader.model_validate(rest | zeros | seats | fields)
+
+    for epoch, first, last in ((1, 1, 100), (2, 101, 200), (3, 201, 300), (4, 301, 9_999)):
+        for height in (first, last):
+            assert known.certifying(header(epoch, height)) == ALL[epoch - 1]
+        with pytest.raises(EncodingError, match="not in office"):
+            known.certifying(header(epoch, first - 1))
+    for epoch, last in ((1, 100), (2, 200), (3, 300)):
+        with pytest.raises(EncodingError, match="not in office"):
+            known.certifying(header(epoch, last + 1))
+    assert known.certifying(header(5, 7)) == ALL[4]  # nobody has said yet since when
+    with pytest.raises(EncodingError, match="before the one that it followed"):
+        Committees(ALL[0], [CHAIN[0], handover(ALL[1], ALL[2], draw=terms(ALL[2], since_height=0))])
 
 
 def test_handovers_of_two_ledgers_are_no_chain() -> None:

@@ -16,8 +16,7 @@ from daifi_flows.cnft import (
     Uint,
     Wei,
 )
-from daifi_flows.encoding import tagged_hash
-from daifi_flows.epochs import Handover
+from daifi_flows.epochs import DrawTerms, Handover
 from daifi_flows.errors import LedgerCorrupted
 from daifi_flows.ledger._records import Record
 from daifi_flows.sortition import Candidate, Draw, draw
@@ -70,7 +69,7 @@ class CommitteeRecord(Record):
     left_ms: Uint = 0
     left_height: Uint = 0
     previous: Bytes32 = _ZEROS
-    draw: Bytes32 = _ZEROS
+    draw: DrawTerms | None = None
     certificate: QuorumCertificate | None = None
 
     def key(self) -> bytes:
@@ -82,7 +81,7 @@ class CommitteeRecord(Record):
         Raises:
             LedgerCorrupted: it is genesis's, which nobody handed over to.
         """
-        if self.certificate is None:
+        if self.certificate is None or self.draw is None:
             raise LedgerCorrupted(f"the committee of epoch {self.committee.epoch} has no handover")
         return Handover(
             ledger_id=ledger_id,
@@ -146,6 +145,7 @@ class RollRecord(Record):
         closed_ms: that block's date.
         seats, per_operator: as :func:`daifi_flows.sortition.draw` takes them.
         root: of the sum tree over the candidates.
+        since_height: height of the block that put the committee in office which draws.
         entrants: by address.
         beacon: zeros until the seats are drawn.
         drawn: their accounts, by seat.
@@ -158,6 +158,7 @@ class RollRecord(Record):
     seats: Uint
     per_operator: Uint
     root: Bytes32
+    since_height: Uint
     entrants: Annotated[tuple[Entrant, ...], Field(max_length=MAX_OFFERS)]
     beacon: Bytes32 = _ZEROS
     drawn: tuple[Address, ...] = ()
@@ -166,19 +167,22 @@ class RollRecord(Record):
         return self.prefix
 
     @property
-    def digest(self) -> bytes:
-        """What a handover names, 32 bytes: the draw follows from these."""
-        return tagged_hash(
-            "daifi/draw/1",
-            {
-                "epoch": self.epoch,
-                "height": self.height,
-                "root": self.root,
-                "beacon": self.beacon,
-                "seats": self.seats,
-                "per_operator": self.per_operator,
-            },
+    def terms(self) -> DrawTerms:
+        """What a handover says of the draw."""
+        return DrawTerms(
+            epoch=self.epoch,
+            since_height=self.since_height,
+            height=self.height,
+            root=self.root,
+            beacon=self.beacon,
+            seats=self.seats,
+            per_operator=self.per_operator,
         )
+
+    @property
+    def digest(self) -> bytes:
+        """Of :attr:`terms`: what seats sign, 32 bytes."""
+        return self.terms.digest
 
     def draw(self, beacon: bytes) -> Draw:
         """The draw that a beacon gives, with the proof of each seat."""

@@ -13,7 +13,7 @@ import pytest
 
 from daifi_flows.cnft import Committee, QuorumCertificate
 from daifi_flows.dkg import Complaint, Insider, KeygenState, Session
-from daifi_flows.epochs import Handover, Succession, committee_fault
+from daifi_flows.epochs import DrawTerms, Handover, Succession, committee_fault
 from daifi_flows.errors import CommitteeError, EncodingError
 from daifi_flows.judges._keygen import KeygenAsk, KeygenStep, KeygenWord, KeyOffice
 from daifi_flows.judges._keygen_client import HandedOn, hand_on, make_group_key, retire_seats
@@ -23,7 +23,10 @@ from daifi_flows.keys import load_secret, verify_bls
 from daifi_flows.threshold import combine_shares
 
 LEDGER = b"L" * 32
-DRAW = b"D" * 32
+TERMS = DrawTerms(
+    epoch=1, since_height=0, height=5, root=bytes(32), beacon=bytes(32), seats=7, per_operator=2
+)
+DRAW = TERMS.digest
 
 
 class Host:
@@ -375,12 +378,12 @@ async def test_shares_are_handed_on_and_the_key_stays(epochs: Any) -> None:
     assert check_shares(done.committee, after) == check_shares(old, folder)
     assert not {seat.share for seat in done.committee.seats} & {seat.share for seat in old.seats}
     handover = Handover(
-        ledger_id=LEDGER, previous=old.digest, draw=DRAW, committee=done.committee,
+        ledger_id=LEDGER, previous=old.digest, draw=TERMS, committee=done.committee,
         certificate=done.certificate,
     )  # fmt: skip
     handover.check(old)
     with pytest.raises(EncodingError):
-        handover.model_copy(update={"draw": bytes(32)}).check(old)
+        handover.model_copy(update={"draw": TERMS.model_copy(update={"height": 6})}).check(old)
     assert isinstance(done.certificate, QuorumCertificate)
     # Not before the ledger says so, seats delete what they hold.
     assert await retire_seats(old_hosts, done) == 0

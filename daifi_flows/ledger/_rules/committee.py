@@ -192,6 +192,7 @@ def close_roll(ctx: Context, tx: CloseRoll) -> Facts:
         # No operator alone is more than the committee stands.
         per_operator=max(1, min(rules.operator_seats, committee.faults)),
         root=tree.root,
+        since_height=office.since_height,
         entrants=entrants,
     )
     ctx.layer.put(roll)
@@ -275,7 +276,7 @@ def hand_over(ctx: Context, tx: HandOver) -> Facts:
             since_ms=ctx.now_ms,
             since_height=ctx.height,
             previous=office.digest,
-            draw=roll.digest,
+            draw=roll.terms,
             certificate=votes,
         )
     )
