@@ -5,65 +5,62 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from daifi_flows.cnft import BlockHeader, Committee
-from daifi_flows.errors import CommitteeError
 from daifi_flows.judges._certifier import BlockCertifier, History
 
 __all__ = ["SuccessiveCertifier"]
+
+_KEPT = 2
+"""Committees whose hosts are remembered: one in office and the one before."""
 
 
 class SuccessiveCertifier:
     """Satisfies the ledger's ``Certifier`` protocol for one committee after another.
 
-    The seats of the next committee are made known before the ledger takes their handover: the
-    block after it is theirs. A committee that left can be forgotten when nothing asks for its
-    blocks any more.
+    The ledger says who is in office (:meth:`follow`); before it has, the first committee is.
 
     Args:
-        in_office: the committee that certifies the next block (``LedgerService.committee``).
+        first: whose seats are asked until then.
+        reach: makes the certifier of a committee when that is first asked; a CommitteeError it
+            raises, because those seats' hosts do not run yet, leaves the block waiting for them.
     """
 
-    def __init__(self, in_office: Callable[[], Awaitable[Committee]]) -> None:
-        self._in_office = in_office
+    def __init__(self, first: Committee, reach: Callable[[Committee], BlockCertifier]) -> None:
+        self._first = first
+        self._reach = reach
+        self._in_office: Callable[[], Awaitable[Committee]] | None = None
         self._known: dict[bytes, BlockCertifier] = {}
 
-    def add(self, certifier: BlockCertifier) -> None:
-        """Make a committee's seat hosts known."""
-        self._known[certifier.committee.digest] = certifier
-
-    def forget(self, committee: Committee) -> None:
-        """Leave a committee's seat hosts out from now on."""
-        self._known.pop(committee.digest, None)
+    def follow(self, in_office: Callable[[], Awaitable[Committee]]) -> None:
+        """From now on ask those who are in office; called by the ledger."""
+        self._in_office = in_office
 
     async def certify(
         self, header: BlockHeader, block: bytes, history: History
     ) -> Sequence[tuple[int, bytes, bytes]]:
         """See :meth:`BlockCertifier.certify`."""
-        return await self._of(header.committee).certify(header, block, history)
+        return await (await self._seats()).certify(header, block, history)
 
     async def propose(self, seat: int, offer: bytes, history: History) -> tuple[bytes, bytes]:
         """See :meth:`BlockCertifier.propose`."""
-        return await (await self._next()).propose(seat, offer, history)
+        return await (await self._seats()).propose(seat, offer, history)
 
     async def resume(
         self, header: BlockHeader, term: int, history: History
     ) -> tuple[Sequence[tuple[int, bytes]], Sequence[int], Sequence[bytes]]:
         """See :meth:`BlockCertifier.resume`."""
-        return await (await self._next()).resume(header, term, history)
+        return await (await self._seats()).resume(header, term, history)
 
     async def skip(
         self, parent: BlockHeader, round: int, term: int, history: History
     ) -> Sequence[tuple[int, bytes]]:
         """See :meth:`BlockCertifier.skip`."""
-        return await (await self._next()).skip(parent, round, term, history)
+        return await (await self._seats()).skip(parent, round, term, history)
 
-    async def _next(self) -> BlockCertifier:
-        return self._of((await self._in_office()).digest)
-
-    def _of(self, committee: bytes) -> BlockCertifier:
-        found = self._known.get(committee)
-        if found is None:
-            raise CommitteeError(
-                f"no seat host of committee {committee.hex()[:16]}… is known: it is in office, "
-                "start its hosts"
-            )
-        return found
+    async def _seats(self) -> BlockCertifier:
+        committee = self._first if self._in_office is None else await self._in_office()
+        digest = committee.digest
+        if digest not in self._known:
+            self._known[digest] = self._reach(committee)
+            for old in list(self._known)[:-_KEPT]:
+                del self._known[old]
+        return self._known[digest]

@@ -82,11 +82,14 @@ async def test_the_seats_that_were_drawn_take_over_with_the_same_group_key(tmp_p
         committee=first,
     )
     now = [T0 + 1]
-    service: LedgerService
-    seats = SuccessiveCertifier(lambda: service.committee())  # noqa: PLW0108 - it is made below
+    hosts: dict[Committee, list[Any]] = {}
+
+    def reach(committee: Committee) -> BlockCertifier:
+        return BlockCertifier(hosts[committee], committee)
+
+    seats = SuccessiveCertifier(first, reach)
     service = LedgerService(path, genesis, seats, clock=lambda: now[0], builder=BUILDER)
-    old_desks = desks(first, first_keys, genesis)
-    seats.add(BlockCertifier(old_desks, first))
+    old_desks = hosts[first] = desks(first, first_keys, genesis)
     await service.start()
     try:
         client = LedgerClient(service, genesis.ledger_id, patience_s=10)
@@ -123,8 +126,7 @@ async def test_the_seats_that_were_drawn_take_over_with_the_same_group_key(tmp_p
         assert second.group_key == first.group_key
 
         # Now they start as a committee, with a replica, and take office.
-        successors = desks(second, second_keys, genesis)
-        seats.add(BlockCertifier(successors, second))
+        hosts[second] = desks(second, second_keys, genesis)
         assert await retire_seats(old_desks, done) == 0
         receipt = await elections.hand_over(second, done.certificate, BUYER)
         assert receipt.header.committee == first.digest
@@ -141,7 +143,6 @@ async def test_the_seats_that_were_drawn_take_over_with_the_same_group_key(tmp_p
             await desk.provide_blocks(await service.history(1))
         assert await retire_seats(old_desks, done) == 4
         assert not list(first_keys.glob("*.share"))
-        seats.forget(first)
         await client.transfer(BUILDER.address, 1, BUYER)
     finally:
         await service.close()
