@@ -14,11 +14,11 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from daifi_flows._process import collect_rarely
-from daifi_flows.cnft import Attestation, BlockHeader, Committee, ReviewRequest
+from daifi_flows.cnft import Attestation, Committee, ReviewRequest
 from daifi_flows.dispute import DisputeAttestation
 from daifi_flows.errors import CommitteeError, DaifiError
 from daifi_flows.judges._blocks import BlockValidator
-from daifi_flows.judges._certifier import BlockCertifier, History
+from daifi_flows.judges._certifier import BlockCertifier
 from daifi_flows.judges._client import ReviewClient
 from daifi_flows.judges._messages import (
     Asked,
@@ -35,6 +35,7 @@ from daifi_flows.judges._office import SeatOffice
 from daifi_flows.judges._report import ReviewReport
 from daifi_flows.judges._statement_client import FetchLeaf, StatementClient
 from daifi_flows.judges._statements import Question, StatementReply
+from daifi_flows.judges._succession import SuccessiveCertifier
 from daifi_flows.keys import Account
 from daifi_flows.proofs import Reference
 from daifi_flows.rollup import Batch, BatchAttestation, BatchStatement
@@ -338,13 +339,15 @@ class CommitteeClient:
         return await self._statements.batch(statement, operator, batch, fetch)
 
 
-class RayCertifier:
+class RayCertifier(SuccessiveCertifier):
     """Satisfies the ledger's ``Certifier`` protocol with seat host actors; crosses Ray itself.
 
     Args:
         hosts: seat host actors, or what finds them when first needed (see :func:`named_hosts`):
             a restarted ledger actor must not depend on handles its first driver held.
         committee: whose seats they hold.
+        successors: finds the seat hosts of a later committee; without it the ledger stops at a
+            handover.
         timeout_s: for one block, restarts of hosts and their catching up included.
     """
 
@@ -353,39 +356,20 @@ class RayCertifier:
         hosts: Sequence[ActorHandle[Any]] | Callable[[], Sequence[ActorHandle[Any]]],
         committee: Committee,
         *,
+        successors: Callable[[Committee], Sequence[ActorHandle[Any]]] | None = None,
         timeout_s: float = 60.0,
     ) -> None:
+        super().__init__(committee, self._find)
         self._hosts = hosts
-        self._committee = committee
+        self._successors = successors
         self._timeout_s = timeout_s
-        self._certifier: BlockCertifier | None = None
 
-    async def certify(
-        self, header: BlockHeader, block: bytes, history: History
-    ) -> Sequence[tuple[int, bytes, bytes]]:
-        """See :meth:`BlockCertifier.certify`."""
-        return await self._reach().certify(header, block, history)
-
-    async def propose(self, seat: int, offer: bytes, history: History) -> tuple[bytes, bytes]:
-        """See :meth:`BlockCertifier.propose`."""
-        return await self._reach().propose(seat, offer, history)
-
-    async def resume(
-        self, header: BlockHeader, term: int, history: History
-    ) -> tuple[Sequence[tuple[int, bytes]], Sequence[int], Sequence[bytes]]:
-        """See :meth:`BlockCertifier.resume`."""
-        return await self._reach().resume(header, term, history)
-
-    async def skip(
-        self, parent: BlockHeader, round: int, term: int, history: History
-    ) -> Sequence[tuple[int, bytes]]:
-        """See :meth:`BlockCertifier.skip`."""
-        return await self._reach().skip(parent, round, term, history)
-
-    def _reach(self) -> BlockCertifier:
-        if self._certifier is None:
+    def _find(self, committee: Committee) -> BlockCertifier:
+        if committee == self._first:
             hosts = self._hosts() if callable(self._hosts) else self._hosts
-            self._certifier = BlockCertifier(
-                [RaySeats(host) for host in hosts], self._committee, timeout_s=self._timeout_s
-            )
-        return self._certifier
+        elif self._successors is not None:
+            hosts = self._successors(committee)
+        else:
+            raise CommitteeError(f"no seat hosts of epoch {committee.epoch} are known: start them")
+        seats = [RaySeats(host) for host in hosts]
+        return BlockCertifier(seats, committee, timeout_s=self._timeout_s)

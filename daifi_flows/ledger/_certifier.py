@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate, beacon_message, skip_message
 from daifi_flows.errors import KeyMaterialError, LedgerUnavailable
@@ -13,6 +13,7 @@ from daifi_flows.threshold import recover_signature
 __all__ = [
     "Certifier",
     "Collected",
+    "Following",
     "History",
     "Resumed",
     "collect",
@@ -61,6 +62,15 @@ class Certifier(Protocol):
     ) -> Sequence[tuple[int, bytes]]:
         """Seat index and BLS signature over ``skip_message(parent.digest, round)``, of each seat
         that waited long enough and passes over the proposers up to that round."""
+        ...
+
+
+@runtime_checkable
+class Following(Protocol):
+    """A certifier that reaches one committee after another."""
+
+    def follow(self, in_office: Callable[[], Awaitable[Committee]]) -> None:
+        """Told by the ledger how to learn whose seats certify the next block."""
         ...
 
 

@@ -20,7 +20,7 @@ from daifi_flows.errors import LedgerError, LedgerUnavailable, TransactionRefuse
 from daifi_flows.keys import Account
 from daifi_flows.ledger._auction import Fault
 from daifi_flows.ledger._blocks import Inclusions
-from daifi_flows.ledger._certifier import Certifier, Collected, collect
+from daifi_flows.ledger._certifier import Certifier, Collected, Following, collect
 from daifi_flows.ledger._chain import MAX_PENDING_TXS, Chain, Pending
 from daifi_flows.ledger._params import Genesis
 from daifi_flows.ledger._proposing import BuilderPort, Proposing
@@ -90,6 +90,8 @@ class LedgerService(LedgerReads):
         self.genesis = genesis
         self.ledger_id = genesis.ledger_id
         self._certifier = certifier
+        if isinstance(certifier, Following):
+            certifier.follow(self.committee)
         self._clock = clock
         self._proposing = Proposing(
             certifier,
