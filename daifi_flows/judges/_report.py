@@ -59,7 +59,7 @@ class ChunkReport(Noun):
 
     Attributes:
         asked: the seats that were asked to check it, in all waves.
-        replaced: those that stayed silent in the first look, and for which others were asked.
+        replaced: those whose commit did not count in the first look, for which others were asked.
         silent: those asked whose finding is not counted.
         full: 1 when the chunk went before all seats, else 0.
         reason: what most seats on the deciding side said.
@@ -200,7 +200,7 @@ def _chunk(state: ReviewState, asked: Waves, tally: ChunkTally) -> ChunkReport:
         for wave, seats in asked.items()
     }
     before = {seat for wave, seats in called.items() if wave != FULL_WAVE for seat in seats}
-    voted = {seat for seat, wave in state.commits if wave != FULL_WAVE}
+    voted = {seat for seat, _ in state.committed(full=False)}
     everybody = {seat for seats in called.values() for seat in seats} | findings.keys()
     return ChunkReport(
         chunk=tally.chunk,
