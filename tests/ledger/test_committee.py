@@ -548,6 +548,45 @@ def test_equivocation_of_an_earlier_committee_is_still_shown_and_slashed() -> No
     refused(bench, "bad-field", t.BlockEquivocation, BUYER, **unknown)
 
 
+def test_a_seat_that_signs_blocks_out_of_office_is_slashed() -> None:
+    bench = CommitteeBench()
+    second = bench.rotate()
+    handed_at = bench.height
+    bench.rotate()
+    left = bench.state.seated_in(2)
+    assert left is not None and left.since_height == handed_at < left.left_height < bench.height + 1
+    bench.height = left.left_height + 1
+
+    def shown(height: int, signers=(3, 4), **changes: object) -> dict[str, Any]:
+        found = certified_header(second, height, signers=signers, **changes)
+        return {"header": found["header"], "votes": found["certificate"]}
+
+    for height in (handed_at + 1, left.left_height):  # theirs to certify
+        refused(bench, "bad-field", t.LateCertificate, BUYER, **shown(height))
+    refused(bench, "bad-state", t.LateCertificate, BUYER, **shown(bench.height + 1))
+    late = shown(bench.height)
+    wrong = {**late, "header": late["header"].model_copy(update={"beacon": bytes(32)})}
+    refused(bench, "bad-signature", t.LateCertificate, BUYER, **wrong)
+    foreign = shown(bench.height, ledger_id=bytes(32))
+    refused(bench, "bad-field", t.LateCertificate, BUYER, **foreign)
+    refused(bench, "bad-field", t.LateCertificate, BUYER, **shown(bench.height, epoch=9))
+    none = {**late, "votes": late["votes"].model_copy(update={"signers": 0})}
+    refused(bench, "bad-field", t.LateCertificate, BUYER, **none)
+    stakes = [bench.state.account(second.seats[i].account).stake_wei for i in (3, 4, 5)]
+    bench.do(t.LateCertificate, BUYER, **late)
+    after = [bench.state.account(second.seats[i].account).stake_wei for i in (3, 4, 5)]
+    assert [new < old for new, old in zip(after, stakes, strict=True)] == [True, True, False]
+    refused(bench, "duplicate", t.LateCertificate, BUYER, **late)
+    early = shown(handed_at, signers=(5,))  # before it was in office
+    bench.do(t.LateCertificate, BUYER, **early)
+    bench.now = left.left_ms + bench.state.params().disputes.evidence_ms + 1
+    stale = shown(bench.height, signers=(6,))
+    refused(bench, "expired", t.LateCertificate, BUYER, **stale)
+    in_office = certified_header(bench.state.committee(), bench.height, signers=(1,))
+    held = {"header": in_office["header"], "votes": in_office["certificate"]}
+    refused(bench, "bad-field", t.LateCertificate, BUYER, **held)
+
+
 def test_genesis_of_one_operator_and_small_committees() -> None:
     keys = [KEYS[seat.public] for seat in COMMITTEE.seats[:4]]
     dealing = deal(b"four".ljust(32), 4, 3)

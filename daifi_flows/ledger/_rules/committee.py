@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from daifi_flows.cnft import QuorumCertificate
+from daifi_flows.cnft import Payment, QuorumCertificate
 from daifi_flows.epochs import committee_fault, handover_message
 from daifi_flows.errors import InsufficientFunds
 from daifi_flows.ledger._committees import (
@@ -41,6 +41,12 @@ from daifi_flows.ledger._committees import (
 from daifi_flows.ledger._economics import reputation_ppm
 from daifi_flows.ledger._records import AccountRecord
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
+from daifi_flows.ledger._rules._offences import (
+    punish,
+    require_accused,
+    require_fresh,
+    require_signatures,
+)
 from daifi_flows.ledger._rules._quorum import require_quorum
 from daifi_flows.ledger._standing import SeatStanding
 from daifi_flows.ledger._tx import Transaction
@@ -48,6 +54,7 @@ from daifi_flows.ledger._tx.committee import (
     CloseRoll,
     DrawSeats,
     HandOver,
+    LateCertificate,
     OfferSeat,
     WithdrawOffer,
 )
@@ -312,10 +319,43 @@ def _keep_vouching(ctx: Context, office: CommitteeRecord, staying: set[str]) -> 
             ctx.layer.put(account.model_copy(update={"vouching_until_ms": later}))
 
 
+def late_certificate(ctx: Context, tx: LateCertificate) -> Facts:
+    """Slash seats that signed a block of a height at which another committee was in office.
+
+    Whoever was away and knows no newer committee could be shown such a block as the ledger's.
+    """
+    header, votes = tx.header, tx.votes
+    office = ctx.layer.seated_in(header.epoch)
+    if office is None or (header.ledger_id, header.committee) != (ctx.ledger_id, office.digest):
+        refuse("bad-field", "no committee of this ledger is named in the header")
+    early = header.height <= office.since_height and office.since_height > 0
+    late = office.left_height > 0 and header.height > office.left_height
+    if not early and not late:
+        refuse("bad-field", f"the committee of epoch {header.epoch} was in office at that height")
+    if header.height > ctx.height:
+        refuse("bad-state", f"this can be shown from block {header.height} on")
+    require_fresh(ctx, max(header.timestamp_ms, office.left_ms or office.since_ms))
+    seats = require_accused(office.committee, votes.signers)
+    message = QuorumCertificate.message(header.digest)
+    require_signatures(office.committee, votes.signers, message, votes.signature)
+    where = {"epoch": header.epoch, "height": header.height, "round": header.round}
+    payments: tuple[Payment, ...] = ()
+    punished: list[str] = []
+    for seat in seats:
+        paid = punish(ctx, "late", where, seat.account, tx.sender)
+        if paid is not None:
+            payments += paid
+            punished.append(seat.account)
+    if not punished:
+        refuse("duplicate", "these offences were already shown")
+    return {"node": punished[0], "content": header.digest, "payments": payments}
+
+
 RULES: Final[Mapping[type[Transaction], Rule]] = {
     OfferSeat: offer_seat,
     WithdrawOffer: withdraw_offer,
     CloseRoll: close_roll,
     DrawSeats: draw_seats,
     HandOver: hand_over,
+    LateCertificate: late_certificate,
 }

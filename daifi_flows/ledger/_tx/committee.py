@@ -5,9 +5,18 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate, Uint, Wei
+from daifi_flows.encoding import keccak256
 from daifi_flows.ledger._tx._base import Transaction
 
-__all__ = ["KINDS", "CloseRoll", "DrawSeats", "HandOver", "OfferSeat", "WithdrawOffer"]
+__all__ = [
+    "KINDS",
+    "CloseRoll",
+    "DrawSeats",
+    "HandOver",
+    "LateCertificate",
+    "OfferSeat",
+    "WithdrawOffer",
+]
 
 
 class OfferSeat(Transaction):
@@ -77,10 +86,26 @@ class HandOver(Transaction):
         return b"handover/" + self.committee.epoch.to_bytes(8, "big")
 
 
+class LateCertificate(Transaction):
+    """Show a block that seats signed which were not in office at its height.
+
+    Attributes:
+        votes: over the block: of one seat alone, or an aggregate. All of its seats are accused.
+    """
+
+    kind: ClassVar[str] = "late-certificate"
+    header: BlockHeader
+    votes: QuorumCertificate
+
+    def mark(self) -> bytes | None:
+        return b"evidence/" + keccak256(self.header.digest + self.votes.canonical())
+
+
 KINDS: Final[tuple[type[Transaction], ...]] = (
     OfferSeat,
     WithdrawOffer,
     CloseRoll,
     DrawSeats,
     HandOver,
+    LateCertificate,
 )
