@@ -165,7 +165,7 @@ def simulate(
     rng = np.random.default_rng(seed)
     n = world.stake.size
     stake, accepted, rejected = world.stake.copy(), np.zeros(n), np.zeros(n)
-    good = np.zeros(n)  # reviewed and accepted since the last rejection
+    good = np.zeros(n)  # reviewed and accepted since the last rejection or unproven answer
     profit, worked, rate_sum = np.zeros(n), np.zeros(n), np.zeros(n)
     cheats, caught_at = np.zeros(n), np.full(n, np.nan)
     for task in range(tasks):
@@ -196,7 +196,7 @@ def simulate(
         rejected += slashed
         passed = (reviewed | audited) & ~lost & active
         accepted += passed
-        good = np.where(slashed, 0.0, good + passed)
+        good = np.where(lost, 0.0, good + passed)
         caught_at = np.where(slashed & cheat & np.isnan(caught_at), cheats, caught_at)
         cheats += cheat & ~slashed
         if reborn:

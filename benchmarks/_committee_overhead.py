@@ -1,14 +1,15 @@
 """A verified step against the same step unverified: SmolLM2, 21 seats, one machine.
 
-Each prompt is answered twice by the same node with up to 256 tokens: once by the node alone, and
-once as a whole step (escrow, assignment, commit, review by all the protocol's rounds, settlement,
-bundle). Answers of fewer than 200 tokens are left out of the ratio. ``DAIFI_BENCH_STEPS`` says how
-many prompts.
+Each prompt is answered three times by the same node with 256 tokens: as a whole step (escrow,
+assignment, commit, review in all of the protocol's rounds, settlement, bundle), and before and
+after that by the node alone; the ratio is to the mean of these two. ``DAIFI_BENCH_STEPS`` says how many
+prompts. The node is new, so every step is reviewed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import secrets
 import tempfile
@@ -26,8 +27,13 @@ from daifi_flows.cnft import Content, Materials, Sampling, TaskSpec
 __all__ = ["figures"]
 
 TOKENS: Final = 256
-LEAST: Final = 200
-STEPS: Final = 8
+STEPS: Final = 6
+TASKS: Final = (
+    "Write a numbered list of fifty different questions about this.",
+    "Write a long story of at least ten chapters about this.",
+    "Write a Python program that models this, with a comment on every line and many tests.",
+)
+"""What SmolLM2 answers with more than 256 tokens."""
 
 
 class Watch:
@@ -84,7 +90,7 @@ def _requests(fabric: Fabric, count: int) -> Sequence[StepRequest]:
             scheme="token-difr",
             sampling=Sampling(max_tokens=TOKENS),
         )
-        for passage, task in prompts(count)
+        for (passage, _), task in zip(prompts(count), itertools.cycle(TASKS), strict=False)
     ]
 
 
@@ -92,7 +98,6 @@ def figures() -> list[Figure]:
     """Ratio of wall times, and the time from a node's result to the attestation."""
     count = int(os.environ.get("DAIFI_BENCH_STEPS", str(STEPS)))
     watch = Watch()
-    ratios: list[float] = []
     waits: list[float] = []
     alone_s: list[float] = []
     whole_s: list[float] = []
@@ -102,21 +107,16 @@ def figures() -> list[Figure]:
         with Fabric.local(settings, observer=watch) as fabric:
             first, *requests = _requests(fabric, count + 1)
             asyncio.run(fabric.run(first))  # models load, caches fill
-            for number, request in enumerate(requests):
-                if number % 2:
-                    alone, wrote = asyncio.run(_alone(fabric, request))
+            for request in requests:
+                before, wrote = asyncio.run(_alone(fabric, request))
                 began = time.perf_counter()
                 token = asyncio.run(fabric.run(request))
-                whole = time.perf_counter() - began
-                if not number % 2:
-                    alone, wrote = asyncio.run(_alone(fabric, request))
-                executed = token.timings_ms["execute"] / 1000
-                waits.append(watch.attested - watch.started - executed)
-                if wrote >= LEAST:
-                    ratios.append(whole / alone)
-                    alone_s.append(alone)
-                    whole_s.append(whole)
-                    tokens.append(wrote)
+                whole_s.append(time.perf_counter() - began)
+                after, _ = asyncio.run(_alone(fabric, request))
+                waits.append(watch.attested - watch.started - token.timings_ms["execute"] / 1000)
+                alone_s.append((before + after) / 2)
+                tokens.append(wrote)
+    ratios = [whole / alone for whole, alone in zip(whole_s, alone_s, strict=True)]
     middle = len(ratios) // 2
     baseline = {
         "node alone, s": sorted(alone_s)[middle],
