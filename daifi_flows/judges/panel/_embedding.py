@@ -80,15 +80,18 @@ class EmbeddingJudge:
 
 
 def _embedded(texts: Sequence[str], embed: Embed) -> NDArray[np.float32] | None:
-    """Finite unit rows ``[len(texts), d]``, or ``None``."""
+    """Finite unit rows ``[len(texts), d]``, or ``None``. Most passages are on both sides: each is
+    embedded once."""
     import numpy as np
 
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
     try:
-        rows = np.asarray(embed(texts), np.float32)
+        rows = np.asarray(embed(list(places)), np.float32)
     except (DaifiError, AttributeError, TypeError, ValueError, RuntimeError, OSError):
         return None
-    if rows.ndim != 2 or rows.shape[0] != len(texts) or not rows.shape[1]:
+    if rows.ndim != 2 or rows.shape[0] != len(places) or not rows.shape[1]:
         return None
+    rows = rows[[places[text] for text in texts]]
     with np.errstate(all="ignore"):
         norms = (rows * rows).sum(axis=1)
     return rows if bool((np.abs(norms - 1.0) < 0.01).all()) else None  # false for NaN too
