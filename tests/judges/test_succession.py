@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from daifi_flows.ledger import (
     Genesis,
     LedgerClient,
     LedgerService,
+    Params,
     Replica,
     audit,
     committees_in,
@@ -34,6 +38,25 @@ DAI = 10**18
 T0 = 1_700_000_000_000
 BUYER = Account.from_seed(b"buyer")
 BUILDER = Account.from_seed(b"builder")
+GONE = Account.from_seed(b"gone")
+
+
+@dataclass
+class World:
+    """How seats and a ledger are run: in this process, or on Ray.
+
+    Attributes:
+        start: hosts of a committee whose keys lie in a folder, with a replica of the ledger once
+            there is one.
+        open: a ledger on a file.
+        wait_until: until it is so late, Unix milliseconds.
+    """
+
+    now_ms: Callable[[], int]
+    start: Callable[[Committee, Path, Genesis | None], list[Any]]
+    open: Callable[[Path, Genesis], Awaitable[LedgerClient]]
+    wait_until: Callable[[int], Awaitable[None]]
+    history: Callable[[int], Awaitable[Sequence[bytes]]] = field(init=False)
 
 
 class Desk:
@@ -49,104 +72,177 @@ class Desk:
         return call
 
 
-def desks(committee: Committee, folder: Path, genesis: Genesis | None) -> list[Any]:
-    """Two hosts of two seats; with a replica of the ledger where there is one."""
-    return [
-        Desk(
-            SeatOffice(
-                committee,
-                seats,
-                folder,
-                reference_factory=lambda: pytest.fail("nothing is reviewed here"),
-                validator_factory=None if genesis is None else partial(Replica, genesis),
-                workdir=folder / "work",
+@asynccontextmanager
+async def here() -> AsyncGenerator[World]:
+    now, opened, hosts = [T0 + 1], list[LedgerService](), dict[bytes, list[Any]]()
+
+    def start(committee: Committee, folder: Path, genesis: Genesis | None) -> list[Any]:
+        hosts[committee.digest] = [
+            Desk(
+                SeatOffice(
+                    committee,
+                    seats,
+                    folder,
+                    reference_factory=lambda: pytest.fail("nothing is reviewed here"),
+                    validator_factory=None if genesis is None else partial(Replica, genesis),
+                    workdir=folder / "work",
+                )
             )
+            for seats in ((0, 1), (2, 3))
+        ]
+        return hosts[committee.digest]
+
+    async def open_(path: Path, genesis: Genesis) -> LedgerClient:
+        def reach(committee: Committee) -> BlockCertifier:
+            return BlockCertifier(hosts[committee.digest], committee)
+
+        seats = SuccessiveCertifier(genesis.committee, reach)
+        service = LedgerService(path, genesis, seats, clock=lambda: now[0], builder=BUILDER)
+        await service.start()
+        opened.append(service)
+        world.history = service.history
+        return LedgerClient(service, genesis.ledger_id, patience_s=10)
+
+    async def wait_until(ms: int) -> None:
+        now[0] = max(now[0], ms)
+
+    world = World(lambda: now[0], start, open_, wait_until)
+    yield world
+    await opened[0].close()
+
+
+@asynccontextmanager
+async def on_ray() -> AsyncGenerator[World]:
+    import ray
+
+    from daifi_flows.judges.actor import RayCertifier, RaySeats, named_hosts, start_seat_hosts
+    from daifi_flows.ledger.actor import RayLedger
+
+    running: list[Any] = []
+    namespace = ray.get_runtime_context().namespace
+
+    def start(committee: Committee, folder: Path, genesis: Genesis | None) -> list[Any]:
+        named: dict[str, Any] = {} if genesis is None else {"name": f"seats-{committee.epoch}"}
+        hosts = start_seat_hosts(
+            committee,
+            folder,
+            reference_factory=lambda: None,  # pyright: ignore
+            validator_factory=None if genesis is None else partial(Replica, genesis),
+            workdir=folder / "work",
+            hosts=2,
+            namespace=namespace,
+            **named,
         )
-        for seats in ((0, 1), (2, 3))
-    ]
+        running.extend(hosts)
+        return [RaySeats(host) for host in hosts]
+
+    async def open_(path: Path, genesis: Genesis) -> LedgerClient:
+        certifier = RayCertifier(
+            lambda: named_hosts("seats-0", namespace, 2),
+            genesis.committee,
+            successors=lambda later: named_hosts(f"seats-{later.epoch}", namespace, 2),
+        )
+        ledger = RayLedger.start(path, genesis, certifier, builder=BUILDER)
+        running.append(ledger.handle)
+        world.history = ledger.history
+        return ledger
+
+    async def wait_until(ms: int) -> None:
+        await asyncio.sleep(max(0, ms - time.time_ns() // 1_000_000 + 1) / 1000)
+
+    world = World(lambda: time.time_ns() // 1_000_000, start, open_, wait_until)
+    try:
+        yield world
+    finally:
+        for handle in running:
+            ray.kill(handle)
 
 
 async def test_the_seats_that_were_drawn_take_over_with_the_same_group_key(tmp_path: Path) -> None:
-    first_keys, path = tmp_path / "first", tmp_path / "ledger.db"
-    bare = bare_committee(first_keys, 4)
-    first = await make_group_key(desks(bare, first_keys, None), bare, ledger_id=bare.digest)
+    async with here() as world:
+        await take_over(world, tmp_path)
+    audit(tmp_path / "ledger.db")
 
-    # Five nodes stand for the next committee; each keeps its keys in a folder of its own.
-    nodes = [SeatKeys.load(tmp_path / "nodes", index) for index in range(5)]
+
+@pytest.mark.slow
+async def test_hosts_on_ray_take_over(ray_cluster: None, tmp_path: Path) -> None:
+    async with on_ray() as world:
+        await take_over(world, tmp_path)
+    audit(tmp_path / "ledger.db")
+
+
+async def take_over(world: World, folder: Path) -> None:
+    """Seats make a key and certify a ledger; others are drawn, get its shares, and go on."""
+    first_keys, second_keys, path = folder / "first", folder / "second", folder / "ledger.db"
+    bare = bare_committee(first_keys, 4)
+    makers = world.start(bare, first_keys, None)
+    first = await make_group_key(makers, bare, ledger_id=bare.digest)
+    # Five nodes stand for the next committee.
+    nodes = [SeatKeys.load(folder / "nodes", index) for index in range(5)]
+    rules = Params()
     genesis = Genesis.create(
         salt=bytes(32),
-        timestamp_ms=T0,
+        timestamp_ms=world.now_ms() - 1,
         allocations=[
             (each, 1_000 * DAI) for each in (BUYER.address, *(n.account.address for n in nodes))
         ],
         committee=first,
+        params=rules.model_copy(
+            update={"committee": rules.committee.model_copy(update={"epoch_ms": 1_000})}
+        ),
     )
-    now = [T0 + 1]
-    hosts: dict[Committee, list[Any]] = {}
+    old_hosts = world.start(first, first_keys, genesis)
+    ledger = await world.open(path, genesis)
+    elections = Elections(ledger)
+    for node in nodes:
+        address = node.account.address
+        info = NodeInfo(
+            name="n", address=address, device="cpu", engines=("function",), price_wei=DAI,
+            bls_public=node.bls.public, bls_possession=prove_node_key(node.bls, address),
+        )  # fmt: skip
+        await ledger.register(info, node.account)
+        await ledger.stake(200 * DAI, node.account)
+        await elections.offer(100 * DAI, node.account)
+    await world.wait_until(await elections.due_ms())
+    await elections.close_roll(BUYER)
+    roll = await elections.draw(BUYER)
 
-    def reach(committee: Committee) -> BlockCertifier:
-        return BlockCertifier(hosts[committee], committee)
+    drawn = seated_as_drawn(roll, nodes, second_keys, first)
+    new_hosts = world.start(drawn, second_keys, None)
 
-    seats = SuccessiveCertifier(first, reach)
-    service = LedgerService(path, genesis, seats, clock=lambda: now[0], builder=BUILDER)
-    old_desks = hosts[first] = desks(first, first_keys, genesis)
-    await service.start()
-    try:
-        client = LedgerClient(service, genesis.ledger_id, patience_s=10)
-        elections = Elections(client)
-        for node in nodes:
-            address = node.account.address
-            info = NodeInfo(
-                name="n", address=address, device="cpu", engines=("function",), price_wei=DAI,
-                bls_public=node.bls.public, bls_possession=prove_node_key(node.bls, address),
-            )  # fmt: skip
-            await client.register(info, node.account)
-            await client.stake(200 * DAI, node.account)
-            await elections.offer(100 * DAI, node.account)
-        now[0] = await elections.due_ms()
-        await elections.close_roll(BUYER)
-        roll = await elections.draw(BUYER)
+    async def share_anew() -> HandedOn:
+        return await hand_on(
+            old_hosts, first, new_hosts, drawn,
+            ledger_id=genesis.ledger_id, draw=roll.digest, grace_s=1.0,
+        )  # fmt: skip
 
-        second_keys = tmp_path / "second"
-        drawn = seated_as_drawn(roll, nodes, second_keys, first)
-        new_desks = desks(drawn, second_keys, None)
+    # The seats' replicas learn that the draw is final from the next block.
+    with pytest.raises(CommitteeError, match="no quorum"):
+        await share_anew()
+    await ledger.transfer(GONE.address, 1, BUYER)
+    done = await share_anew()
+    second = done.committee
+    assert second.group_key == first.group_key
 
-        async def share_anew() -> HandedOn:
-            return await hand_on(
-                old_desks, first, new_desks, drawn,
-                ledger_id=genesis.ledger_id, draw=roll.digest, grace_s=1.0,
-            )  # fmt: skip
+    # Now they start as a committee, with a replica, and take office.
+    world.start(second, second_keys, genesis)
+    assert await retire_seats(old_hosts, done) == 0
+    receipt = await elections.hand_over(second, done.certificate, BUYER)
+    assert receipt.header.committee == first.digest
+    await ledger.transfer(GONE.address, 1, BUYER)
+    paid = await ledger.transfer(GONE.address, 1, BUYER)
+    header, certificate = paid.header, paid.certificate
+    assert (header.epoch, header.committee) == (1, second.digest)
+    assert signed_by(second, header.digest, certificate)
+    assert not signed_by(first, header.digest, certificate)
+    assert header.beacon != bytes(32)
 
-        # The seats' replicas learn that the draw is final from the next block.
-        with pytest.raises(CommitteeError, match="no quorum"):
-            await share_anew()
-        await client.transfer(BUILDER.address, 1, BUYER)
-        done = await share_anew()
-        second = done.committee
-        assert second.group_key == first.group_key
-
-        # Now they start as a committee, with a replica, and take office.
-        hosts[second] = desks(second, second_keys, genesis)
-        assert await retire_seats(old_desks, done) == 0
-        receipt = await elections.hand_over(second, done.certificate, BUYER)
-        assert receipt.header.committee == first.digest
-        await client.transfer(BUILDER.address, 1, BUYER)
-        await client.transfer(BUILDER.address, 1, BUYER)
-        header, certificate = await service.head()
-        assert (header.epoch, header.committee) == (1, second.digest)
-        assert certificate is not None and signed_by(second, header.digest, certificate)
-        assert not signed_by(first, header.digest, certificate)
-        assert header.beacon != bytes(32)
-
-        # The old seats see it on their own copies, and forget their shares.
-        for desk in old_desks:
-            await desk.provide_blocks(await service.history(1))
-        assert await retire_seats(old_desks, done) == 4
-        assert not list(first_keys.glob("*.share"))
-        await client.transfer(BUILDER.address, 1, BUYER)
-    finally:
-        await service.close()
-    assert audit(path).height > header.height
+    # The old seats see it on their own copies, and forget their shares.
+    for host in old_hosts:
+        await host.provide_blocks(await world.history(1))
+    assert await retire_seats(old_hosts, done) == 4
+    assert not list(first_keys.glob("*.share"))
+    await ledger.transfer(GONE.address, 1, BUYER)
     anchor, chain = committees_in(path)
     assert anchor == first
     assert Committees(first, chain.handovers).last == second
@@ -163,15 +259,8 @@ def seated_as_drawn(
         for kind in ("bls", "account"):
             source = folder.parent / "nodes" / f"seat-{node.index:02d}.{kind}"
             (folder / f"seat-{index:02d}.{kind}").write_bytes(source.read_bytes())
-        seats.append(
-            node.seat().model_copy(
-                update={
-                    "index": index,
-                    "operator": entrant.candidate.operator,
-                    "weight": entrant.candidate.weight,
-                }
-            )
-        )
+        drawn = {"operator": entrant.candidate.operator, "weight": entrant.candidate.weight}
+        seats.append(node.seat().model_copy(update={"index": index, **drawn}))
     return Committee(epoch=roll.epoch, seats=tuple(seats), group_key=before.group_key)
 
 
