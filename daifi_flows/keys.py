@@ -33,6 +33,7 @@ __all__ = [
     "BlsKey",
     "aggregate_bls",
     "check_possession",
+    "keep_first",
     "load_secret",
     "open_box",
     "recover_address",
@@ -121,6 +122,29 @@ def _write_secret(path: Path, secret: bytes) -> Path:
     return temporary
 
 
+def keep_first(path: Path, secret: bytes) -> bytes:
+    """Write 32 bytes as a key file unless there is one, and return what is there now.
+
+    Of several processes that try at once one succeeds, and all read the same.
+
+    Raises:
+        KeyMaterialError: as :func:`load_secret`.
+    """
+    if not path.exists():
+        _create(path, secret)
+    return load_secret(path)
+
+
+def _create(path: Path, secret: bytes) -> None:
+    temporary = _write_secret(path, secret)
+    try:
+        os.link(temporary, path)  # loses quietly to a concurrent creator: theirs is used
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
+
+
 def load_secret(path: Path) -> bytes:
     """Read the 32 bytes of the key file at ``path``; a new one gets random bytes (mode 0600).
 
@@ -128,13 +152,7 @@ def load_secret(path: Path) -> bytes:
         KeyMaterialError: the file is there but is not 32 bytes in hex.
     """
     if not path.exists():
-        temporary = _write_secret(path, secrets.token_bytes(32))
-        try:
-            os.link(temporary, path)  # loses quietly to a concurrent creator: theirs is used
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
+        _create(path, secrets.token_bytes(32))
     try:
         secret = bytes.fromhex(path.read_text().strip())
     except (ValueError, OSError, UnicodeDecodeError) as error:
