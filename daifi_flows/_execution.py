@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Never
 
 from pydantic import Field
 
+from daifi_flows._accusing import accuse
 from daifi_flows._home import write_atomic
 from daifi_flows._review_text import report_text
 from daifi_flows._step import StepEvent, StepRequest, StepState, dai, percent
@@ -63,6 +64,7 @@ from daifi_flows.errors import (
     StepFailed,
     TransactionRefused,
 )
+from daifi_flows.judges import subject_of
 from daifi_flows.keys import seal_box
 from daifi_flows.ledger import TaskRecord, TaskState
 
@@ -354,19 +356,18 @@ class Execution:
             committed = None
         operator = None if node.operator == node.address else node.operator
         self.tell(StepState.REVIEWING, "the committee is checking the proof")
-        attestation, report = await self.life.committee.review(
-            ReviewRequest(
-                ledger_id=settlement.ledger_id,
-                committee=committee,
-                spec=self.spec,
-                attempt=task.attempt,
-                input=self.input,
-                result=result,
-                materials=self.request.materials.shown,
-                committed=committed,
-                operator=operator,
-            )
+        request = ReviewRequest(
+            ledger_id=settlement.ledger_id,
+            committee=committee,
+            spec=self.spec,
+            attempt=task.attempt,
+            input=self.input,
+            result=result,
+            materials=self.request.materials.shown,
+            committed=committed,
+            operator=operator,
         )
+        attestation, report = await self.life.committee.review(request)
         self._time("review", started)
         signers = attestation.signers.bit_count()
         if attestation.basis is Basis.WAIVED:
@@ -386,6 +387,9 @@ class Execution:
             signers=signers,
             report=report.jsonable(),
         )
+        if report.evidence:
+            subject = subject_of(request)
+            await accuse(settlement, subject, report.evidence, attestation, buyer)
         if attestation.decision is Decision.ACCEPTED:
             draft = self._draft(result, attestation, report, committed, operator)
             await asyncio.to_thread(write_atomic, self.draft_path, draft.canonical())

@@ -92,7 +92,9 @@ class CommitteeHere:
 class World:
     """A fabric without Ray."""
 
-    def __init__(self, folder: Path, terms: ReviewTerms) -> None:
+    def __init__(
+        self, folder: Path, terms: ReviewTerms, byzantine: Mapping[int, str] | None = None
+    ) -> None:
         self.genesis = make_genesis(params=Params(fees=FREE, review=terms))
         self.settings = Settings(home=folder, price_wei=DAI // 100, attempts=1)
         self.home = take_home(folder)
@@ -105,6 +107,7 @@ class World:
             reference_factory=lambda: Reference(self.settings, folder / "seats"),
             validator_factory=None,
             workdir=folder / "office",
+            byzantine=byzantine,
         )
         host = Local(lambda: self.office)
         self.committee = CommitteeHere(ReviewClient([host], self.genesis.committee, timeout_s=60))
@@ -187,8 +190,10 @@ async def world(
     made: list[World] = []
     monkeypatch.setattr(SeatKeys, "load", staticmethod(seat_keys))
 
-    async def make(terms: ReviewTerms = DEFAULT) -> World:
-        world = await World(tmp_path, terms).__aenter__()
+    async def make(
+        terms: ReviewTerms = DEFAULT, byzantine: Mapping[int, str] | None = None
+    ) -> World:
+        world = await World(tmp_path, terms, byzantine).__aenter__()
         made.append(world)
         return world
 
@@ -269,3 +274,19 @@ async def test_a_step_goes_on_from_its_commit_with_the_same_receipt(
     assert here.audit(nft)["review"][0] is Status.PASSED
     supply = await here.settlement.supply()
     assert supply.conserved and supply.escrows_wei == 0
+
+
+async def test_a_seat_that_votes_twice_is_shown_to_the_ledger_and_loses_half(world: Any) -> None:
+    here = await world(byzantine={4: "equivocate"})
+    liar = SEAT_ACCOUNTS[4]
+    await here.settlement.transfer(liar.address, 10 * DAI, BUYER)
+    await here.settlement.stake(10 * DAI, liar)
+    for number in range(8):  # the beacon decides who checks what
+        nft = await here.step(number)
+        assert nft.output == 2 * number
+        left = (await here.settlement.account(liar.address)).stake_wei
+        if left < 10 * DAI:
+            break
+    assert left == 5 * DAI
+    supply = await here.settlement.supply()
+    assert supply.conserved and supply.burned_wei == 2 * DAI
