@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
@@ -34,9 +33,9 @@ from daifi_flows.judges._messages import (
     SignReply,
     pack,
     subject_of,
-    unpack,
 )
 from daifi_flows.judges._report import ReviewReport, report_of
+from daifi_flows.judges._resume import repeated, told_by
 from daifi_flows.judges._rounds import Round, ask_all
 
 __all__ = ["ReviewClient"]
@@ -131,7 +130,7 @@ class ReviewClient:
         run = _Run(subject, case, share(case), state, started + self.timeout_s)
         clock = {"open": await self._timed(self._open(run))}
         if run.signed is not None:
-            self._repeat(run, run.signed)
+            run.state = repeated(run.state, run.signed)
         clock |= {"commit": 0, "reveal": 0}
         for full in (False, True):
             if run.state.phase is (Phase.FULL_COMMIT if full else Phase.COMMIT):
@@ -166,7 +165,9 @@ class ReviewClient:
                 run.state = run.state.add_share(index, share)
             if reply.refused:
                 refused.append(reply.refused)
-            if any(reply.locked) or reply.signed:
+            first, full = reply.locked
+            _must_be_bytes(first, full, reply.signed)
+            if first or full or reply.signed:
                 told.append(reply)
 
         def patience_s(_: float) -> float | None:
@@ -181,37 +182,7 @@ class ReviewClient:
             raise self._short(
                 f"{count} of {len(self.committee.seats)} seats take part{why}", outcome
             )
-        self._resume(run, told)
-
-    def _resume(self, run: _Run, told: Sequence[OpenReply]) -> None:
-        """Note what an earlier client got done, as most seats tell it. Whether it holds is checked
-        where it is used; that a host speaks for a seat is known by its share of the beacon."""
-        heard: set[int] = set()
-        looks: tuple[Counter[bytes], Counter[bytes]] = (Counter(), Counter())
-        records: Counter[bytes] = Counter()
-        for reply in told:
-            mine = {
-                index
-                for index, share in reply.shares[:MAX_MESSAGES]
-                if index not in heard and run.state.shared(index, share)
-            }
-            heard |= mine
-            for data, counter in zip((*reply.locked, reply.signed), (*looks, records), strict=True):
-                if data:
-                    counter[data] += len(mine)
-        run.locked = (_unpacked(Look, looks[0]), _unpacked(Look, looks[1]))
-        run.signed = _unpacked(Record, records)
-
-    def _repeat(self, run: _Run, record: Record) -> None:
-        """Go on where the outcome was signed already, if its record holds."""
-        state = run.state
-        for look in record.looks:
-            state = state.add_commits(look.commits).close_commits()
-            for reveal in look.reveals:
-                state = state.add_reveal(reveal)
-            state = state.close_reveals()
-        if state.phase is Phase.SIGN:
-            run.state = state
+        run.locked, run.signed = told_by(run.state, told)
 
     # Votes
 
@@ -273,7 +244,9 @@ class ReviewClient:
         before = len(run.state.committed(full=False))
 
         def absorb(_: int, reply: CommitReply) -> None:
-            run.state = run.state.add_commits(_parsed(VoteCommit, reply.commits))
+            # Two of a seat are an equivocation; checking signatures is what takes time.
+            commits = _parsed(VoteCommit, reply.commits[: 2 * len(wanted)])
+            run.state = run.state.add_commits(commits)
 
         def patience_s(waited_s: float) -> float | None:
             committed = run.state.committed(full=full)
@@ -443,12 +416,6 @@ def _parsed(kind: type[N], items: Sequence[bytes]) -> list[N]:
     return found
 
 
-def _unpacked(kind: type[N], counter: Counter[bytes]) -> N | None:
-    """What most say, if it makes sense."""
-    for data, seats in counter.most_common():
-        if seats:
-            try:
-                return unpack(kind, data)
-            except EncodingError:
-                continue
-    return None
+def _must_be_bytes(*values: object) -> None:
+    if not all(isinstance(value, bytes) for value in values):
+        raise TypeError("what should be bytes is something else")

@@ -133,7 +133,9 @@ class ReviewState:
     def shared(self, index: int, share: bytes) -> bool:
         """Whether this is the seat's share of the beacon."""
         seat, message = self._seat(index), self.subject.beacon_message()
-        return seat is not None and verify_bls(seat.share or b"", message, share)
+        if seat is None or not is_signature(share):
+            return False
+        return verify_bls(seat.share or b"", message, share)
 
     def _lit(self) -> ReviewState:
         if self.beacon is None:

@@ -217,12 +217,20 @@ async def test_rubbish_from_one_host_does_not_stop_the_others(
     assert kinds >= {"unknown-seat", "bad-partial", "bad-share"}
 
 
+@pytest.mark.parametrize("variant", range(3))
 async def test_nonsense_of_other_types_is_that_hosts_failure_alone(
-    hosts_of: Any, request_of: Any, seats: Any
+    hosts_of: Any, request_of: Any, seats: Any, variant: int
 ) -> None:
+    opened: list[int] = []
+
     class Nonsense(Local):
         async def open(self, *arguments: Any) -> Any:
-            return OpenReply(("x",), ((None, 3), 7), None, 5)  # type: ignore[arg-type]
+            opened.append(0)
+            return [
+                OpenReply(("x",), ((None, 3), 7), None, 5),  # type: ignore[arg-type]
+                OpenReply((), ((0, 3), ("a", b"")), (b"", []), b""),  # type: ignore[arg-type]
+                OpenReply((0, 3**99), ((0, None), (1, [])), (b"x", b"x"), b"x"),  # type: ignore[arg-type]
+            ][variant]
 
         async def commit(self, *arguments: Any) -> Any:
             return "commit"
