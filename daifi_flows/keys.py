@@ -109,6 +109,7 @@ def save_secret(path: Path, secret: bytes) -> None:
     """Write 32 bytes as a key file (mode 0600), in one step; what was there is replaced."""
     temporary = _write_secret(path, secret)
     temporary.replace(path)
+    _sync_folder(path)
 
 
 def _write_secret(path: Path, secret: bytes) -> Path:
@@ -143,6 +144,16 @@ def _create(path: Path, secret: bytes) -> None:
         pass
     finally:
         temporary.unlink()
+    _sync_folder(path)
+
+
+def _sync_folder(path: Path) -> None:
+    """What is promised on the strength of a file must find it after a power cut."""
+    fd = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def load_secret(path: Path) -> bytes:
