@@ -12,6 +12,7 @@ from daifi_flows.keys import (
     BlsKey,
     aggregate_bls,
     check_possession,
+    keep_first,
     open_box,
     recover_address,
     seal_box,
@@ -127,3 +128,13 @@ def test_sealed_boxes_open_only_for_their_account() -> None:
         open_box(BOB, sealed)
     with pytest.raises(KeyMaterialError):
         seal_box(b"short", b"x")
+
+
+def test_the_first_to_keep_a_secret_wins(tmp_path: Path) -> None:
+    path = tmp_path / "keys" / "once"
+    assert keep_first(path, b"a" * 32) == b"a" * 32
+    assert keep_first(path, b"b" * 32) == b"a" * 32
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.write_text("junk")
+    with pytest.raises(KeyMaterialError):
+        keep_first(path, b"b" * 32)

@@ -145,11 +145,11 @@ def test_later_seats_are_drawn_by_weight_from_those_left() -> None:
 
 
 def test_splitting_a_stake_gains_no_seats() -> None:
-    """An owner of 1 in 400: as one account, and as eight under names of their own."""
-    rounds, seats, mine = 800, 21, 8
+    """An owner of 1 in 150: as one account, and as eight under names of their own."""
+    rounds, seats, mine = 1000, 8, 8
 
     def seats_won(parts: int) -> float:
-        others = people([mine] * 399)
+        others = people([mine] * 149)
         own = [Candidate(account=address(f"me{i}"), weight=mine // parts) for i in range(parts)]
         names = {item.account for item in own}
         won = 0
@@ -158,7 +158,7 @@ def test_splitting_a_stake_gains_no_seats() -> None:
             won += sum(item.account in names for item in found.picks)
         return won / rounds
 
-    fair = seats / 400
+    fair = seats / 150
     noise = math.sqrt(2 * fair * (1 - fair) / rounds)
     assert seats_won(8) - seats_won(1) < 4 * noise + fair**2
 

@@ -44,7 +44,7 @@ from daifi_flows.dkg import (
 from daifi_flows.epochs import Succession, committee_fault, handover_message
 from daifi_flows.errors import CommitteeError, DaifiError, EncodingError, KeyMaterialError
 from daifi_flows.judges._seat import SeatKeys
-from daifi_flows.keys import BlsKey, load_secret, save_secret
+from daifi_flows.keys import BlsKey, keep_first, load_secret, save_secret
 
 __all__ = ["KeyOffice", "KeygenAsk", "KeygenStep", "KeygenWord", "Partial", "seated"]
 
@@ -294,9 +294,7 @@ class KeyOffice:
                 refused.append(f"seat {index}: {error}"[:500])
                 continue
             path = self._path(index, ask.session, ".confirmed")
-            if not path.exists():
-                save_secret(path, word.outcome)
-            if load_secret(path) == word.outcome:
+            if keep_first(path, word.outcome) == word.outcome:
                 said.append(word)
             else:
                 refused.append(f"seat {index} has confirmed another outcome of this session")
