@@ -105,9 +105,44 @@ def canonical(value: Any) -> bytes:
     """
     _check_plain(value)
     try:
-        return libipld.encode_dag_cbor(value)
+        data = libipld.encode_dag_cbor(value)
     except (ValueError, OverflowError, TypeError) as error:
         raise EncodingError(f"value cannot be encoded as DAG-CBOR: {error}") from error
+    return _encode(value) if _TAG in data and _LINK.search(data) else data
+
+
+# libipld writes a link (tag 42) for bytes that happen to parse as a CID: one hash or signature in
+# a few thousand. Ours are bytes, and any other encoder writes them so.
+_TAG: Final = b"\xd8\x2a"
+_LINK: Final = re.compile(
+    rb"\xd8\x2a(?:[\x40-\x57]|\x58.|\x59..|\x5a.{4})\x00[\x01\x12]", re.DOTALL
+)
+
+
+def _encode(value: Any) -> bytes:
+    """DAG-CBOR of a value that passed :func:`_check_plain`, links unknown."""
+    match value:
+        case int():
+            return _head(0, value) if value >= 0 else _head(1, -1 - value)
+        case bytes():
+            return _head(2, len(value)) + value
+        case str():
+            text = value.encode()
+            return _head(3, len(text)) + text
+        case dict():
+            found = cast("dict[str, Any]", value)
+            keys = sorted((len(key.encode()), key.encode(), key) for key in found)
+            items = b"".join(_encode(key) + _encode(found[key]) for _, _, key in keys)
+            return _head(5, len(found)) + items
+        case _:
+            return _head(4, len(value)) + b"".join(map(_encode, value))
+
+
+def _head(major: int, argument: int) -> bytes:
+    if argument < 24:
+        return bytes([major << 5 | argument])
+    width = next(width for width in (1, 2, 4, 8) if argument < 1 << 8 * width)
+    return bytes([major << 5 | 23 + width.bit_length()]) + argument.to_bytes(width, "big")
 
 
 def canonical_list(items: Sequence[bytes]) -> bytes:

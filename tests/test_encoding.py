@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import libipld
 import pytest
 from Crypto.Hash import keccak as pycryptodome
 from eth_utils.address import to_checksum_address
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from daifi_flows._noun import Address, Noun
 from daifi_flows.encoding import (
+    _LINK,
+    _encode,
     canonical,
     canonical_json,
     canonical_list,
@@ -47,6 +50,41 @@ def test_a_list_of_encoded_items_is_the_list_encoded(count: int) -> None:
 @given(plain)
 def test_canonical_round_trips_every_plain_value(value: object) -> None:
     assert decode_canonical(canonical(value)) == value
+
+
+@given(plain)
+def test_our_own_encoder_writes_what_the_library_writes(value: object) -> None:
+    library = libipld.encode_dag_cbor(value)
+    assert _encode(value) == library or _LINK.search(library)
+
+
+LIKE_A_CID = [
+    b"\x01\x55\x12\x20" + bytes(32),
+    b"\x12\x20" + bytes(32),
+    bytes.fromhex("015b212b222d2e8c8bd4e0a0034f0e281bb511f9b991d14419a39d1bfa449abc")
+    + bytes.fromhex("1484a9b017a70310a8584c3838be7a6adf1ad9f125506fa9f487f983996db4bd1c"),
+]
+"""The last is a signature that a test's key once made."""
+
+
+@pytest.mark.parametrize("data", LIKE_A_CID)
+def test_bytes_that_look_like_a_content_id_are_bytes_like_any(data: bytes) -> None:
+    """Else a hash or a signature in a few thousand would be spelt unlike all others, and another
+    implementation would come to another digest."""
+    assert libipld.encode_dag_cbor(data)[:2] == b"\xd8\x2a", "the library spells it as a link"
+    head = bytes([0x58, len(data)])
+    assert canonical(data) == head + data
+    assert canonical({"a": [data, 1]}) == b"\xa1\x61a\x82" + head + data + b"\x01"
+    assert decode_canonical(canonical([data])) == [data]
+    with pytest.raises(EncodingError):
+        decode_canonical(libipld.encode_dag_cbor(data))
+
+
+@given(st.sampled_from([b"\x01", b"\x12\x20"]), st.binary(max_size=80))
+def test_all_bytes_are_spelt_alike(start: bytes, rest: bytes) -> None:
+    data = start + rest
+    head = bytes([0x40 | len(data)]) if len(data) < 24 else bytes([0x58, len(data)])
+    assert canonical(data) == head + data
 
 
 @given(st.binary(max_size=64))
