@@ -16,6 +16,7 @@ from daifi_flows.cnft import (
     Uint,
     Wei,
 )
+from daifi_flows.encoding import tagged_hash
 from daifi_flows.epochs import DrawTerms, Handover
 from daifi_flows.errors import LedgerCorrupted
 from daifi_flows.ledger._records import Record
@@ -31,6 +32,7 @@ __all__ = [
     "RollRecord",
     "candidate_key",
     "committee_key",
+    "operator_consent",
 ]
 
 MAX_OFFERS: Final = 1_024
@@ -102,12 +104,14 @@ class CandidateRecord(Record):
 
     Attributes:
         pledge_wei: part of its stake that stays while it is on offer, on the roll or seated.
+        operator: who runs it and agreed to that; absent: its own address.
         offered: 1 while the offer stands; 0 when it was withdrawn.
     """
 
     prefix: ClassVar[bytes] = b"K"
     address: Address
     pledge_wei: Wei
+    operator: Address | None = None
     offered: Annotated[int, Field(ge=0, le=1, strict=True)] = 1
 
     def key(self) -> bytes:
@@ -117,6 +121,12 @@ class CandidateRecord(Record):
 def candidate_key(address: str) -> bytes:
     """State key of an account's offer."""
     return CandidateRecord.prefix + bytes.fromhex(address[2:])
+
+
+def operator_consent(ledger_id: bytes, node: str, operator: str) -> bytes:
+    """What an operator signs to have a node's seats counted as its own, 32 bytes."""
+    terms = {"ledger_id": ledger_id, "node": node, "operator": operator}
+    return tagged_hash("daifi/operator/1", terms)
 
 
 class CandidateList(Record):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daifi_flows.cnft import Committee, QuorumCertificate, Receipt
 from daifi_flows.errors import LedgerError
@@ -15,6 +15,7 @@ from daifi_flows.ledger._committees import (
     RollRecord,
     candidate_key,
     committee_key,
+    operator_consent,
 )
 from daifi_flows.ledger._tx.committee import (
     CloseRoll,
@@ -42,9 +43,19 @@ class Elections:
     def __init__(self, ledger: LedgerClient) -> None:
         self._ledger = ledger
 
-    async def offer(self, pledge_wei: int, node: Account) -> Receipt:
-        """Offer a registered node with a BLS key for a seat; or change its pledge."""
-        return await self._ledger.submit(OfferSeat, node, {"pledge_wei": pledge_wei})
+    async def offer(
+        self, pledge_wei: int, node: Account, operator: Account | None = None
+    ) -> Receipt:
+        """Offer a registered node with a BLS key for a seat; or change its pledge.
+
+        Args:
+            operator: who runs it, where its registration names another account.
+        """
+        fields: dict[str, Any] = {"pledge_wei": pledge_wei}
+        if operator is not None:
+            terms = operator_consent(self._ledger.ledger_id, node.address, operator.address)
+            fields["consent"] = operator.sign(terms)
+        return await self._ledger.submit(OfferSeat, node, fields)
 
     async def withdraw(self, node: Account) -> Receipt:
         """Take an offer back. A roll that is closed already keeps it."""

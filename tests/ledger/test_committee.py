@@ -40,8 +40,13 @@ from ledger_kit import (
 from daifi_flows.cnft import Basis, Committee, QuorumCertificate, attestation_message
 from daifi_flows.encoding import cid_of, keccak256
 from daifi_flows.errors import TransactionRefused
-from daifi_flows.keys import BlsKey, aggregate_bls
-from daifi_flows.ledger._committees import CandidateList, CandidateRecord, candidate_key
+from daifi_flows.keys import Account, BlsKey, aggregate_bls
+from daifi_flows.ledger._committees import (
+    CandidateList,
+    CandidateRecord,
+    candidate_key,
+    operator_consent,
+)
 from daifi_flows.ledger._nodes import prove_node_key
 from daifi_flows.ledger._rules import committee as rules
 from daifi_flows.sortition import SumTree, check_draw
@@ -223,14 +228,44 @@ def test_a_draw_happens_once_and_anybody_can_check_it() -> None:
     assert other.draw(keccak256(b"another beacon")).drawn != roll.drawn
 
 
+def run_by(bench: CommitteeBench, index: int, operator: Account) -> dict[str, Any]:
+    """A candidate registered with its operator; the offer that the operator signed."""
+    node = CANDIDATES[index]
+    bench.do(t.Register, node, info=candidate_info(index, operator=operator.address))
+    terms = operator_consent(GENESIS.ledger_id, node.address, operator.address)
+    return {"pledge_wei": 150 * DAI, "consent": operator.sign(terms)}
+
+
 def test_one_operator_has_no_more_seats_than_the_committee_stands() -> None:
     bench = CommitteeBench()
     for index in range(9):
-        info = candidate_info(index, operator=CANDIDATES[0].address)
-        bench.do(t.Register, CANDIDATES[index], info=info)
+        offer = run_by(bench, index, CANDIDATES[0])
+        bench.do(t.OfferSeat, CANDIDATES[index], **offer)
     elected = bench.draw().elected
     interests = [entrant.candidate.interest for entrant in elected]
     assert interests.count(CANDIDATES[0].address) <= 3 and len(elected) == 21
+
+
+def test_nobody_takes_an_operator_s_share_of_the_seats_without_its_word() -> None:
+    bench = CommitteeBench(offers=22)
+    victim, node = CANDIDATES[20], CANDIDATES[3]
+    offer = run_by(bench, 3, victim)
+    terms = operator_consent(GENESIS.ledger_id, node.address, victim.address)
+    elsewhere = operator_consent(bytes(32), node.address, victim.address)
+    for forged in (
+        {},
+        {"consent": node.sign(terms)},
+        {"consent": victim.sign(elsewhere)},
+        {"consent": run_by(bench, 3, victim)["consent"][:64] + b"\x00"},
+    ):
+        fields = {"pledge_wei": 150 * DAI, **forged}
+        refused(bench, "bad-signature", t.OfferSeat, node, **fields)
+    bench.do(t.OfferSeat, node, **offer)
+    # Whom it names after that changes nothing: its offer counts with who agreed.
+    bench.do(t.Register, node, info=candidate_info(3, operator=CANDIDATES[21].address))
+    interests = {e.candidate.account: e.candidate.interest for e in bench.close().entrants}
+    assert interests[node.address] == victim.address
+    assert interests[CANDIDATES[4].address] == CANDIDATES[4].address
 
 
 def test_what_happens_after_the_roll_was_closed_changes_no_draw() -> None:

@@ -25,9 +25,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from daifi_flows.cnft import Payment, QuorumCertificate
+from daifi_flows.cnft import NodeInfo, Payment, QuorumCertificate
 from daifi_flows.epochs import committee_fault, handover_message
-from daifi_flows.errors import InsufficientFunds
+from daifi_flows.errors import InsufficientFunds, KeyMaterialError
+from daifi_flows.keys import recover_address
 from daifi_flows.ledger._committees import (
     MAX_OFFERS,
     CandidateList,
@@ -37,6 +38,7 @@ from daifi_flows.ledger._committees import (
     OfficeRecord,
     RollRecord,
     candidate_key,
+    operator_consent,
 )
 from daifi_flows.ledger._economics import reputation_ppm
 from daifi_flows.ledger._records import AccountRecord
@@ -79,6 +81,7 @@ def offer_seat(ctx: Context, tx: OfferSeat) -> Facts:
             balance_wei=account.stake_wei,
             needed_wei=tx.pledge_wei,
         )
+    operator = _operator(ctx, tx, account.registered)
     before = ctx.layer.find(CandidateRecord, candidate_key(tx.sender))
     if before is not None and tx.pledge_wei < before.pledge_wei and _is_needed(ctx, tx.sender):
         refuse("bad-state", f"{tx.sender} is on a roll or has a seat: its pledge cannot be lowered")
@@ -87,8 +90,27 @@ def offer_seat(ctx: Context, tx: OfferSeat) -> Facts:
         if len(offers) >= MAX_OFFERS:
             offers = _displace(ctx, offers, tx.pledge_wei)
         _set_offers(ctx, (*offers, tx.sender))
-    ctx.layer.put(CandidateRecord(address=tx.sender, pledge_wei=tx.pledge_wei))
+    ctx.layer.put(CandidateRecord(address=tx.sender, pledge_wei=tx.pledge_wei, operator=operator))
     return {"node": tx.sender}
+
+
+def _operator(ctx: Context, tx: OfferSeat, info: NodeInfo) -> str | None:
+    """Who runs the sender, if that is another account. Without its word a stranger's nodes could
+    take an operator's share of the seats."""
+    operator = info.operator
+    if operator is None or operator == tx.sender:
+        return None
+    try:
+        signer = recover_address(operator_consent(ctx.ledger_id, tx.sender, operator), tx.consent)
+    except KeyMaterialError:
+        signer = ""
+    if signer != operator:
+        refuse(
+            "bad-signature",
+            f"{tx.sender} is registered as run by {operator}, which did not sign that it is; have "
+            "it sign, or register without it",
+        )
+    return operator
 
 
 def _offers(ctx: Context) -> tuple[str, ...]:
@@ -208,7 +230,8 @@ def close_roll(ctx: Context, tx: CloseRoll) -> Facts:
 
 def _entrant(ctx: Context, address: str) -> Entrant | None:
     account, info = ctx.account(address), ctx.account(address).registered
-    stake_wei = min(_require_candidate(ctx, address).pledge_wei, account.stake_wei)
+    offer = _require_candidate(ctx, address)
+    stake_wei = min(offer.pledge_wei, account.stake_wei)
     if info is None or info.bls_public is None:
         return None
     if stake_wei < ctx.params.committee.min_pledge_wei:  # slashed since
@@ -216,7 +239,7 @@ def _entrant(ctx: Context, address: str) -> Entrant | None:
     weight = weigh(stake_wei, _reputation_ppm(ctx, account))
     if weight == 0:
         return None
-    candidate = Candidate(account=address, operator=info.operator, weight=weight)
+    candidate = Candidate(account=address, operator=offer.operator, weight=weight)
     return Entrant(candidate=candidate, public=info.bls_public)
 
 

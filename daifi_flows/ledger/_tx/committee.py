@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate, Uint, Wei
+from daifi_flows.cnft import BlockHeader, Bytes65, Committee, QuorumCertificate, Uint, Wei
 from daifi_flows.encoding import keccak256
 from daifi_flows.ledger._tx._base import Transaction
 
@@ -25,11 +25,15 @@ class OfferSeat(Transaction):
     Attributes:
         pledge_wei: part of its stake that stays as long as it may be needed; the sender's weight
             in a draw is this times its reputation.
+        consent: signature of the operator that its registration names, if that is another account,
+            over :func:`~daifi_flows.ledger._committees.operator_consent`: who fills an operator's
+            share of the seats is the operator's to say.
     """
 
     kind: ClassVar[str] = "offer-seat"
     repeatable: ClassVar[bool] = True
     pledge_wei: Wei
+    consent: Bytes65 = bytes(65)
 
     def mark(self) -> bytes | None:
         return b"seat/" + self.sender.encode()
