@@ -65,12 +65,15 @@ async def record(path: Path) -> None:
         STRANGER,
         T0,
         attest,
+        bound,
         info_of,
         make_header,
         make_spec,
+        make_vote,
+        subject_of,
     )
 
-    from daifi_flows.cnft import Decision
+    from daifi_flows.cnft import Decision, VoteChoice
     from daifi_flows.ledger import Elections, LedgerClient, LedgerService
 
     now = T0
@@ -100,6 +103,9 @@ async def record(path: Path) -> None:
             await ledger.reject(attest(spec, Decision.REJECTED, ledger_id=GENESIS.ledger_id), BUYER)
         else:
             await ledger.settle(attest(spec, ledger_id=GENESIS.ledger_id), bytes(32), BUYER)
+            subject = subject_of(spec, ledger_id=GENESIS.ledger_id)
+            twice = [bound(make_vote(subject, 3, choice)) for choice in list(VoteChoice)[:2]]
+            await ledger.report_double_vote(subject, twice[0], twice[1], OTHER)
     await asyncio.gather(*(ledger.transfer(STRANGER.address, n + 1, OTHER) for n in range(5)))
     elections = Elections(ledger)
 

@@ -246,6 +246,7 @@ def test_a_rejection_reaches_unbonding_but_not_what_is_due() -> None:
     "fields",
     [
         {"equivocation_ppm": 500_001},
+        {"false_accusation_ppm": 500_001},
         {"rollup_fraud_ppm": 500_001},
         {"unanswered_ppm": 500_001},
         {"reporter_ppm": 600_000, "burn_ppm": 400_001},
