@@ -183,7 +183,7 @@ def check_draw(found: Draw, *, root: bytes, beacon: bytes, seats: int, per_opera
     """
     try:
         found = Draw.from_plain(found.plain())  # model_copy does not check what it is given
-    except (EncodingError, AttributeError, TypeError):
+    except (EncodingError, AttributeError, KeyError, TypeError):
         return False
     asked = (found.root, found.beacon, found.seats, found.per_operator)
     if asked != (root, beacon, seats, per_operator):

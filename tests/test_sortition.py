@@ -263,7 +263,9 @@ def test_the_forged_draw_table_covers_a_pass_over() -> None:
     assert len(HONEST.opened) > len(HONEST.picks) == 4
 
 
-@pytest.mark.parametrize("value", [None, 7, b"bytes", "text", {"opened": []}])
+@pytest.mark.parametrize(
+    "value", [None, 7, b"bytes", "text", {"opened": []}, Draw.model_construct()]
+)
 def test_what_is_no_draw_is_refused(value: Any) -> None:
     assert not check_draw(value, root=HONEST.root, beacon=beacon(5), seats=4, per_operator=1)
 

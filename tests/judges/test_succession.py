@@ -48,7 +48,7 @@ class World:
     Attributes:
         start: hosts of a committee whose keys lie in a folder, with a replica of the ledger once
             there is one.
-        open: a ledger on a file.
+        open: a ledger on a file; opened again, it begins where the file ends.
         wait_until: until it is so late, Unix milliseconds.
     """
 
@@ -96,6 +96,8 @@ async def here() -> AsyncGenerator[World]:
         def reach(committee: Committee) -> BlockCertifier:
             return BlockCertifier(hosts[committee.digest], committee)
 
+        for service in opened:
+            await service.close()
         seats = SuccessiveCertifier(genesis.committee, reach)
         service = LedgerService(path, genesis, seats, clock=lambda: now[0], builder=BUILDER)
         await service.start()
@@ -108,7 +110,7 @@ async def here() -> AsyncGenerator[World]:
 
     world = World(lambda: now[0], start, open_, wait_until)
     yield world
-    await opened[0].close()
+    await opened[-1].close()
 
 
 @asynccontextmanager
@@ -118,7 +120,7 @@ async def on_ray() -> AsyncGenerator[World]:
     from daifi_flows.judges.actor import RayCertifier, RaySeats, named_hosts, start_seat_hosts
     from daifi_flows.ledger.actor import RayLedger
 
-    running: list[Any] = []
+    running, ledgers = list[Any](), list[RayLedger]()
     namespace = ray.get_runtime_context().namespace
 
     def start(committee: Committee, folder: Path, genesis: Genesis | None) -> list[Any]:
@@ -137,6 +139,9 @@ async def on_ray() -> AsyncGenerator[World]:
         return [RaySeats(host) for host in hosts]
 
     async def open_(path: Path, genesis: Genesis) -> LedgerClient:
+        if ledgers:
+            ray.kill(ledgers[0].handle, no_restart=False)
+            return ledgers[0]
         certifier = RayCertifier(
             lambda: named_hosts("seats-0", namespace, 2),
             genesis.committee,
@@ -144,6 +149,7 @@ async def on_ray() -> AsyncGenerator[World]:
         )
         ledger = RayLedger.start(path, genesis, certifier, builder=BUILDER)
         running.append(ledger.handle)
+        ledgers.append(ledger)
         world.history = ledger.history
         return ledger
 
@@ -242,6 +248,7 @@ async def take_over(world: World, folder: Path) -> None:
         await host.provide_blocks(await world.history(1))
     assert await retire_seats(old_hosts, done) == 4
     assert not list(first_keys.glob("*.share"))
+    ledger = await world.open(path, genesis)
     await ledger.transfer(GONE.address, 1, BUYER)
     anchor, chain = committees_in(path)
     assert anchor == first
