@@ -15,10 +15,11 @@ false). Weight zero is never drawn.
 
 Weight is linear in stake × reputation (:func:`weigh` rounds down), so a stake split over k
 accounts owns the same length of the line. What splitting can gain is only what one seat an
-account costs a large one: an account that is drawn with chance p would expect about −ln(1 − p) seats if
-split without end (a successive draw orders exponential clocks whose rates are the weights), which
-is p + p²/2 + …: nothing to first order for a stake well below total / seats. Parts that name their
-one operator are bounded by its cap besides.
+account costs a large one: an account that is drawn with chance p would expect about −ln(1 − p)
+seats if split without end (a successive draw orders exponential clocks whose rates are the
+weights), which is p + p²/2 + …: nothing to first order for a stake well below total / seats. Parts
+that name their one operator are bounded by its cap besides. Who an operator is, is a candidate's
+own word here: whoever makes the list decides what such a word needs.
 
 The tree binds each child's sum beside its hash in the parent (binding only their total would let
 a prover move weight between siblings) and the total and number of leaves in the root; sums are
