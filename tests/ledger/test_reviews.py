@@ -33,8 +33,10 @@ from market_bench import STAKE, Market, other_header
 from daifi_flows.cnft import PPM, Decision, Review, TaskSpec, TxReceipt
 from daifi_flows.dispute import DisputeFinding
 from daifi_flows.encoding import cid_of
+from daifi_flows.errors import TransactionRefused
 from daifi_flows.keys import Account
 from daifi_flows.ledger import Genesis, Params, TaskState
+from daifi_flows.ledger._disputes import DisputeRecord, dispute_key
 from daifi_flows.ledger._economics import EVIDENCE_ONE
 from daifi_flows.ledger._epochs import NodeEpochRecord, node_epoch_key
 from daifi_flows.ledger._params import RewardParams, SlashingParams, StakingParams
@@ -464,6 +466,79 @@ def test_whatever_may_go_unseen_costs_more_than_it_brings(
     assert found_out * (price + slash) > saved
     # Who is buyer and node in one has the pay back when it is found out, and still loses.
     assert found_out * slash > saved
+
+
+ACTS: dict[str, Callable[[Reviews, TaskSpec], object]] = {
+    "assign": lambda b, s: b.assign(s, NODE, PRICE),
+    "commit": lambda b, s: b.commit(s),
+    "settle": lambda b, s: b.reviewed(s, attempt=b.state.task(s.task_id).attempt),
+    "waive": lambda b, s: b.attested(s, waived(s, attempt=b.state.task(s.task_id).attempt)),
+    "reject": _reject,
+    "unproven": _unproven,
+    "release": _release,
+    "cancel": _cancel,
+    "expire": lambda b, s: b.do(t.Expire, STRANGER, task_id=s.task_id),
+    "dispute": lambda b, s: b.run(
+        b.dispute_tx(s, OTHER, number=b.state.task(s.task_id).disputes, bond_wei=2 * DAI)
+    ),
+    "uphold": lambda b, s: _decide(b, s, DisputeFinding.UPHELD),
+    "dismiss": lambda b, s: _decide(b, s, DisputeFinding.DISMISSED),
+    "undecided": lambda b, s: _decide(b, s, DisputeFinding.UNDECIDED),
+    "give up": lambda b, s: b.do(
+        t.ExpireDispute, STRANGER, task_id=s.task_id, number=_number(b, s)
+    ),
+}
+
+
+def _decide(bench: Reviews, spec: TaskSpec, finding: DisputeFinding) -> None:
+    number, attempt = _number(bench, spec), bench.state.task(spec.task_id).attempt
+    signed = bench.finding(spec, finding, number=number, attempt=attempt)
+    bench.run(bench.resolve_tx(spec, signed, number=number))
+
+
+def _number(bench: Reviews, spec: TaskSpec) -> int:
+    return max(bench.state.task(spec.task_id).disputes - 1, 0)
+
+
+REACHED = [TaskState.OPEN, TaskState.ASSIGNED, TaskState.COMMITTED, TaskState.SETTLED]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    reached=st.lists(st.sampled_from(REACHED), min_size=3, max_size=3),
+    acts=st.lists(
+        st.tuples(
+            st.sampled_from(list(ACTS)), st.integers(0, 2), st.sampled_from([0, 0, 1_000, 700_000])
+        ),
+        max_size=40,
+    ),
+)
+def test_what_an_account_vouches_for_is_what_its_tasks_say(reached, acts) -> None:
+    """Whatever happens in whatever order: its engagements, its bonds, its disputes."""
+    bench = Reviews()
+    specs = [bench.reach(state, make_spec(number)) for number, state in enumerate(reached)]
+    for act, number, wait_ms in acts:
+        bench.now += wait_ms
+        try:
+            ACTS[act](bench, specs[number])
+        except TransactionRefused:
+            continue
+        found = [bench.state.task(spec.task_id) for spec in specs]
+        tasks = [task for task in found if task.node == NODE.address]
+        busy = [task for task in tasks if task.state.value in ("assigned", "committed")]
+        account = bench.state.account(NODE.address)
+        assert account.engaged_wei == sum(task.price_wei for task in busy)
+        assert account.bonded_wei == sum(task.bond_wei for task in busy)
+        open_disputes = [
+            task
+            for task in tasks
+            if bench.state.find(DisputeRecord, dispute_key(task.task_id)) is not None
+        ]
+        assert account.disputed == len(open_disputes)
+        if act == "commit" and open_disputes:
+            assert bench.rate_of(specs[number]) == PPM
+        if act == "waive":
+            assert bench.state.task(specs[number].task_id).waived == 1
 
 
 # Seats
