@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -104,7 +105,7 @@ def make(path: Path, blocks: int, entries: int) -> None:
         if number == 1:
             for each in range(entries):
                 layer.put(account(each))
-        slot = slot.__class__(at.header, bytes(32), 0, slot.proposer, slot.seat)
+        slot = replace(slot, parent=at.header, beacon=bytes(32), round=0)
         candidate = build(
             slot,
             at.trie,
