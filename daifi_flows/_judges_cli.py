@@ -70,10 +70,10 @@ def train(
 ) -> None:
     """Train the head on the pairs of the training split; some minutes on a CPU."""
     from daifi_flows.judges.panel import write_head
-    from daifi_flows.judges.panel._corpus import pairs_of
+    from daifi_flows.judges.panel._corpus import training_pairs
     from daifi_flows.judges.panel._training import train_head
 
-    pairs = pairs_of("train", seed)
+    pairs = training_pairs(seed)
     head = train_head(pairs, _embedder(model, home), seed, _quiet if json_output else print)
     _write(out, write_head(head))
     if onnx is not None:
@@ -113,7 +113,7 @@ def calibrate(
     seen = opinions(pairs, embed, chosen)
     fitted = fit_map(seen)
     _write(out, write_map(fitted))
-    chances = [fitted.probability(each.opinion.features) for each in seen]
+    chances = [each.chance(fitted) for each in seen]
     error = calibration_error(chances, [each.pair.same for each in seen])
     if json_output:
         print(json.dumps({"map": str(out), "pairs": len(pairs), "calibration_error": error}))

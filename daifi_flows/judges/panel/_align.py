@@ -16,9 +16,9 @@ MAX_SENTENCES: Final = 400
 def align(claimed: str, expected: str) -> list[tuple[str, str]] | None:
     """Pairs of passages that differ, in order; ``None`` when a text has too many sentences.
 
-    Sentences that both sides have in the same order are left out; what lies between them on
-    either side is paired, sentence by sentence where both have as many, and as a whole otherwise.
-    A side of a pair is empty where the other has something more to say.
+    Sentences that both sides have in the same order, up to spelling, are left out; what lies
+    between them on either side is paired, sentence by sentence where both have as many, and as a
+    whole otherwise. A side of a pair is empty where the other has something more to say.
 
     >>> align("It rains. Bob sings. It is late.", "It rains. Bob dances. It is late.")
     [('Bob sings.', 'Bob dances.')]
@@ -27,7 +27,7 @@ def align(claimed: str, expected: str) -> list[tuple[str, str]] | None:
     if max(len(left), len(right)) > MAX_SENTENCES:
         return None
     matcher = difflib.SequenceMatcher(
-        None, [normalised(each) for each in left], [normalised(each) for each in right], False
+        None, [_spelt(each) for each in left], [_spelt(each) for each in right], False
     )
     pairs: list[tuple[str, str]] = []
     for what, i, j, k, m in matcher.get_opcodes():
@@ -38,3 +38,7 @@ def align(claimed: str, expected: str) -> list[tuple[str, str]] | None:
         else:
             pairs.append((" ".join(left[i:j]), " ".join(right[k:m])))
     return pairs
+
+
+def _spelt(sentence: str) -> str:
+    return normalised(sentence).rstrip(".!?;: ")

@@ -11,12 +11,13 @@ from typing import Any, Final
 from daifi_flows.judges.panel._edits import CHANGES, REWORDINGS
 from daifi_flows.judges.panel._frames import SPLITS
 from daifi_flows.judges.panel._judge import normalised
-from daifi_flows.judges.panel._pairs import Pair, statement_pairs
+from daifi_flows.judges.panel._pairs import Pair, statement_pairs, thing_pairs
 
-__all__ = ["answer_pairs", "answers", "pairs_of", "structure_pairs"]
+__all__ = ["answer_pairs", "answers", "pairs_of", "structure_pairs", "training_pairs"]
 
 _STATEMENTS: Final = 2_400
 _STRUCTURES: Final = 240
+_THINGS: Final = 1_600
 
 
 def pairs_of(split: str, seed: int = 1) -> list[Pair]:
@@ -26,6 +27,13 @@ def pairs_of(split: str, seed: int = 1) -> list[Pair]:
         *structure_pairs(split, _STRUCTURES, seed),
         *answer_pairs(split, seed),
     ]
+
+
+def training_pairs(seed: int = 1) -> list[Pair]:
+    """What the head is trained on: the training split, real answers edited in three ways each, and
+    more things."""
+    more = [pair for turn in (1, 2) for pair in answer_pairs("train", seed + turn)]
+    return [*pairs_of("train", seed), *more, *thing_pairs(_THINGS, seed)]
 
 
 def answers() -> list[dict[str, Any]]:

@@ -12,14 +12,26 @@ from daifi_flows.proofs import Outcome, Verdict
 
 __all__ = ["Finding", "combined_ppm", "decide"]
 
-CONTRARY_WEIGHT: Final = 0.3
-"""How much the panel's contrary log-odds count beside a ``VALID`` verdict. A scheme that answers
-``VALID`` has measured every difference and found it to be rounding (token-difr: each differing
-token is a near tie), which explains most of what the panel sees. An uncalibrated prior: a changed
-number passes only at the smallest near ties, a turned polarity and a different text never."""
+CONTRARY_WEIGHT: Final = 0.4
+"""How much the panel's contrary log-odds count beside a ``VALID`` verdict. The two are not
+independent: a scheme that answers ``VALID`` has found each differing token to be a near tie, which
+explains most of what the panel sees.
+
+Fitted: the largest weight in steps of 0.1 at which every honest answer that ships with the panel
+is accepted at 0.99 (900 of 900 of 48 tokens, greedy, in bfloat16 and float32; 869 of 900 at 0.5).
+Of the best lies in one token that ``token-difr`` calls valid, 31 of 36 are accepted then, too: the
+model's own rounding could have told them, and no reading of the words shows that it did not."""
 
 SCHEME_LOG_ODDS: Final = math.log(0.999 / 0.001)
-"""Most that a scheme's confidence may weigh against the panel."""
+"""Most that a scheme's confidence may weigh against the panel: evidence of up to 1,000 to 1 against
+the node still counts as valid (:data:`daifi_flows.proofs.evidence.ACCEPT`)."""
+
+MAX_REASON: Final = 200
+"""Characters, as votes carry them."""
+
+_TURNED: Final = ("polarity_differs", "disguised")
+"""No proof outweighs these: a near tie fell on a denial in 1 of the 900 honest answers, and never
+on a letter in disguise."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +51,10 @@ class Finding:
 def decide(verdict: Verdict, opinion: Opinion | None, min_confidence_ppm: int) -> Finding:
     """A seat's decision.
 
-    * ``INVALID`` rejects with the verdict's reason; ``CANNOT_TELL`` abstains.
-    * ``VALID`` accepts when :func:`combined_ppm` reaches the threshold, and else abstains: while
-      the panel's map is not calibrated it may withhold a payment but not have a node slashed.
+    * ``INVALID`` rejects with the verdict's reason; ``CANNOT_TELL`` abstains, whatever the panel
+      says: words that look alike prove nothing about the model that wrote them.
+    * ``VALID`` accepts when :func:`combined_ppm` reaches the threshold, and else abstains: the
+      panel may withhold a payment, but not have a node slashed.
 
     Args:
         opinion: of the panel; absent when the scheme re-executed nothing comparable.
@@ -51,7 +64,7 @@ def decide(verdict: Verdict, opinion: Opinion | None, min_confidence_ppm: int) -
         return Finding(VoteChoice.REJECT, sure, _short(verdict.reason))
     if verdict.outcome is not Outcome.VALID:
         return Finding(VoteChoice.ABSTAIN, 0, _short(verdict.reason))
-    reason = verdict.reason if opinion is None else f"{verdict.reason}; {opinion.describe()}"
+    reason = verdict.reason if opinion is None else f"{opinion.describe()}; {verdict.reason}"
     confidence = combined_ppm(verdict, opinion)
     if confidence >= min_confidence_ppm:
         return Finding(VoteChoice.ACCEPT, confidence, _short(reason))
@@ -65,12 +78,16 @@ def decide(verdict: Verdict, opinion: Opinion | None, min_confidence_ppm: int) -
 def combined_ppm(verdict: Verdict, opinion: Opinion | None) -> int:
     """Confidence from a ``VALID`` verdict and the panel's opinion of the difference it left.
 
-    A panel that finds likeness leaves the scheme's confidence as it is: words that look alike
-    cannot vouch for a proof. Contrary log-odds are added to the scheme's, weighed by
-    :data:`CONTRARY_WEIGHT`.
+    A panel that finds likeness leaves the scheme's confidence as it is. Contrary log-odds are added
+    to the scheme's, weighed by :data:`CONTRARY_WEIGHT`; a denial turned, or a letter in disguise,
+    leaves no more than the panel's own probability.
     """
     own = min(max(verdict.confidence_ppm, 0), PPM)
-    if opinion is None or opinion.log_odds >= 0:
+    if opinion is None:
+        return own
+    if any(opinion.features.get(name, 0.0) > 0 for name in _TURNED):  # false for NaN
+        own = min(own, opinion.probability_ppm)
+    if opinion.log_odds >= 0:
         return own
     likely = min(max(own, 1), PPM - 1)
     scheme = min(math.log(likely / (PPM - likely)), SCHEME_LOG_ODDS)
@@ -79,4 +96,4 @@ def combined_ppm(verdict: Verdict, opinion: Opinion | None) -> int:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 500 else text[:499] + "…"
+    return text if len(text) <= MAX_REASON else text[: MAX_REASON - 1] + "…"

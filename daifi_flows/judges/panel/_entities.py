@@ -28,7 +28,7 @@ _INVISIBLE: Final = frozenset({"Cf", "Co", "Cn"})
 
 
 class EntitiesJudge:
-    """``names_differ``: share of the names inside sentences, of both sides, that are nowhere in
+    """``names_differ``: n/(n + 1) for n names inside sentences, of both sides, that are nowhere in
     the other text. ``doubtful_names_differ``: the same for capitalised words that begin a sentence,
     which may be names. ``disguised``: 1 when one side has more words that mix scripts (a Cyrillic
     ``а`` in ``Pаris``), or more invisible characters (Unicode TR 39, section 5).
@@ -106,5 +106,4 @@ def _missing(one: frozenset[str], other: frozenset[str], left: _Names, right: _N
 
     missing = sum(absent(name, right.words) for name in one)
     missing += sum(absent(name, left.words) for name in other)
-    total = len(one) + len(other)
-    return missing / total if total else 0.0
+    return missing / (missing + 1)

@@ -3,8 +3,8 @@
 ``data/frames.txt`` has a frame a line: forms that mean the same, then forms that deny it, then the
 slots whose exchange makes another statement. ``data/words.txt`` has the words of each kind of
 slot: ``p`` person, ``c`` city, ``k`` country, ``o`` company, ``t`` things, ``w`` weekday, ``u``
-month. Other slots are numbers: ``y`` year, ``n`` small, ``q`` large, ``v`` decimal, ``m`` per
-cent. A digit tells two slots of one kind apart.
+month, and ``x`` for more things, in training only. Other slots are numbers: ``y`` year, ``n``
+small, ``q`` large, ``v`` decimal, ``m`` per cent. A digit tells two slots of one kind apart.
 """
 
 from __future__ import annotations

@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 
     Rows = NDArray[np.float32]
 
-__all__ = ["MAX_HEAD_BYTES", "Head", "read_head", "shipped_head", "write_head"]
+__all__ = ["MAX_HEAD_BYTES", "Head", "read_head", "score_of", "shipped_head", "write_head"]
 
 MAX_HEAD_BYTES: Final = 4 << 20
 _NAMES: Final = ("project", "first", "first_bias", "second", "second_bias")
 _FILE: Final = "head.npz"
+_REACH: Final = 8.0
 
 
 @dataclass(frozen=True)
 class Head:
-    """``score(u, v) = σ(second · relu(first · [|p − q|, p∘q] + b) + c)`` with ``p = project·u`` and
+    """``logit(u, v) = second · relu(first · [|p − q|, p∘q] + b) + c`` with ``p = project·u`` and
     ``q = project·v``: symmetric in its two embeddings.
 
     Attributes:
@@ -48,16 +49,21 @@ class Head:
         return int(self.project.shape[0])
 
     def scores(self, one: Rows, other: Rows) -> Rows:
-        """Scores in (0, 1), ``[n]``, of unit-norm embeddings ``[n, d]`` each."""
+        """Scores in [0, 1], ``[n]``, of unit-norm embeddings ``[n, d]`` each: the logit, from −8 to
+        8 and linear between, so that the panel's model can weigh it in log-odds."""
         p, q = one @ self.project, other @ self.project
         both = np.concatenate([np.abs(p - q), p * q], axis=1)
         hidden = np.maximum(both @ self.first + self.first_bias, 0.0)
-        logits = np.clip(hidden @ self.second + self.second_bias[0], -30.0, 30.0)
-        return (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
+        return score_of(hidden @ self.second + self.second_bias[0])
 
     def tensors(self) -> Mapping[str, Rows]:
         """Its weights by name."""
         return {name: getattr(self, name) for name in _NAMES}
+
+
+def score_of(logit: Rows) -> Rows:
+    """The head's score from its logit."""
+    return (np.clip(logit, -_REACH, _REACH) / (2 * _REACH) + 0.5).astype(np.float32)
 
 
 def write_head(head: Head) -> bytes:

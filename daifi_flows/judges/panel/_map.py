@@ -1,13 +1,15 @@
-"""From features to a probability: a logistic model, fitted to pairs of which the truth is known."""
+"""From features to a probability: a logistic model and a monotone curve, fitted to known pairs."""
 
 from __future__ import annotations
 
+import bisect
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any, Final, cast
 
 from daifi_flows.errors import EncodingError, ModelError
@@ -31,34 +33,52 @@ _FILE: Final = "map.json"
 
 @dataclass(frozen=True)
 class LogisticMap:
-    """``P(claim ≈ committee) = 1 / (1 + exp(−(bias + Σ weight·feature)))``.
+    """``score = bias + Σ weight·feature``, and from it the log-odds by a curve that only rises.
 
-    A feature that is NaN adds its log-odds in ``unknown`` instead, or nothing.
+    A feature that is NaN adds its part in ``unknown`` instead, or nothing.
+
+    Attributes:
+        curve: points (score, log-odds), both rising: isotonic regression (Zadrozny & Elkan, KDD
+            2002). Between two points the curve is straight, beyond the last ones level. Without
+            points, the score is the log-odds.
     """
 
     bias: float
     weights: Mapping[str, float]
     unknown: Mapping[str, float]
+    curve: Sequence[tuple[float, float]] = ()
 
-    def logit(self, features: Mapping[str, float]) -> float:
-        """Log-odds, natural logarithm."""
-        logit = self.bias
+    def score(self, features: Mapping[str, float]) -> float:
+        """Before the curve."""
+        score = self.bias
         for name, weight in self.weights.items():
             value = features.get(name, math.nan)
             if math.isfinite(value):
-                logit += weight * min(max(value, 0.0), 1.0)
+                score += weight * min(max(value, 0.0), 1.0)
             else:
-                logit += self.unknown.get(name, 0.0)
-        return logit
+                score += self.unknown.get(name, 0.0)
+        return score
 
-    def probability(self, features: Mapping[str, float]) -> float:
-        """Of the same features."""
-        return 1.0 / (1.0 + math.exp(-min(max(self.logit(features), -700.0), 700.0)))
+    def logit(self, features: Mapping[str, float]) -> float:
+        """Log-odds, natural logarithm."""
+        score = self.score(features)
+        if not self.curve:
+            return score
+        place = bisect.bisect_right(self.curve, score, key=lambda point: point[0])
+        if place in {0, len(self.curve)}:
+            return self.curve[min(place, len(self.curve) - 1)][1]
+        (left, low), (right, high) = self.curve[place - 1 : place + 1]
+        return low + (high - low) * (score - left) / (right - left)
 
 
 def write_map(fitted: LogisticMap) -> bytes:
     """As JSON."""
-    value = {"bias": fitted.bias, "weights": {**fitted.weights}, "unknown": {**fitted.unknown}}
+    value = {
+        "bias": fitted.bias,
+        "weights": {**fitted.weights},
+        "unknown": {**fitted.unknown},
+        "curve": [[*point] for point in fitted.curve],
+    }
     return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
 
 
@@ -75,11 +95,14 @@ def read_map(data: bytes) -> LogisticMap:
         bias = _number(value["bias"])
         weights = {str(name): _number(each) for name, each in value["weights"].items()}
         unknown = {str(name): _number(each) for name, each in value["unknown"].items()}
+        curve = [(_number(score), _number(odds)) for score, odds in value["curve"]]
+        if any(one[0] >= other[0] or one[1] > other[1] for one, other in pairwise(curve)):
+            raise ValueError("the curve does not rise")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EncodingError(f"these bytes are not a panel's map: {error}") from error
     if strange := (weights.keys() | unknown.keys()) - set(FITTED):
         raise EncodingError(f"no judge has {', '.join(sorted(strange))}")
-    return LogisticMap(bias, weights, unknown)
+    return LogisticMap(bias, weights, unknown, curve)
 
 
 def _number(value: Any) -> float:

@@ -51,10 +51,23 @@ def polarity(text: str) -> tuple[int, Mapping[str, int]]:
     return cues, {pair: total for pair, total in balance.items() if total}
 
 
+_SUPERLATIVE: Final = re.compile(
+    r"\b(?:nobody|nothing|no one|nowhere|none)\b(?=(?: [\w',]+){1,14} than\b)"
+)
+"""A denied comparison names the greatest: "nobody is taller than Ann" denies nothing of Ann."""
+
+
+def _denials(text: str) -> tuple[int, frozenset[str]]:
+    """How often a text denies, and in which pairs of opposites it leans to the negative one."""
+    cues, balance = polarity(text)
+    cues -= len(_SUPERLATIVE.findall(normalised(text)))
+    return cues, frozenset(pair for pair, total in balance.items() if total < 0)
+
+
 def _odd(text: str) -> int:
     """Whether a text denies an odd number of times, opposites counted as denials."""
-    cues, balance = polarity(text)
-    return (cues + sum(total < 0 for total in balance.values())) % 2
+    cues, negative = _denials(text)
+    return (cues + len(negative)) % 2
 
 
 class NegationJudge:
@@ -75,6 +88,6 @@ class NegationJudge:
             pairs = align(claimed.text, expected.text)
         if pairs is None:
             return {"negations_differ": math.nan, "polarity_differs": math.nan}
-        differ = any(polarity(one) != polarity(other) for one, other in pairs)
+        differ = any(_denials(one) != _denials(other) for one, other in pairs)
         turned = any(_odd(one) != _odd(other) for one, other in pairs)
         return {"negations_differ": float(differ), "polarity_differs": float(turned)}

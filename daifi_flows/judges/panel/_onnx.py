@@ -10,7 +10,7 @@ __all__ = ["head_to_onnx"]
 def head_to_onnx(head: Head) -> bytes:
     """A model of inputs ``claimed`` and ``expected`` ``[1, d]`` and output ``logit`` ``[1, 1]``.
 
-    The score is the logistic function of the logit, which a verifier computes itself. Opset 13.
+    The score is :func:`score_of` the logit, which a verifier computes itself. Opset 13.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from daifi_flows.judges.panel._edits import REWORDINGS, other_number, pool
-from daifi_flows.judges.panel._frames import FRAMES, SPLITS, Frame
+from daifi_flows.judges.panel._frames import FRAMES, POOLS, SPLITS, Frame
 
-__all__ = ["Fact", "Pair", "changed", "draw_fact", "statement_pairs"]
+__all__ = ["Fact", "Pair", "changed", "draw_fact", "statement_pairs", "thing_pairs"]
 
 KINDS: Final = ("negation", "number", "entity", "role")
 
@@ -143,4 +143,26 @@ def statement_pairs(split: str, count: int, seed: int) -> list[Pair]:
         claimed, expected = _tell(told, rng, split), _tell(facts, rng, split)
         if claimed != expected:
             pairs.append(Pair(claimed, expected, kind == "paraphrase", kind))
+    return pairs
+
+
+def thing_pairs(count: int, seed: int) -> list[Pair]:
+    """``count`` training pairs about more kinds of things, of which one half names another thing.
+
+    No judge of words sees this difference but by the embedding.
+    """
+    rng = random.Random(f"things {seed}")
+    pairs: list[Pair] = []
+    while len(pairs) < count:
+        fact = draw_fact(rng, "train")
+        values = dict(fact.values)
+        if "t" not in values:
+            continue
+        one, other = rng.sample(POOLS["x"], 2)
+        same = len(pairs) % 2 == 0
+        told = Fact(fact.frame, tuple({**values, "t": one}.items()), fact.denied).say(rng)
+        again = {**values, "t": one if same else other}
+        expected = Fact(fact.frame, tuple(again.items()), fact.denied).say(rng)
+        if told != expected:
+            pairs.append(Pair(told, expected, same, "paraphrase" if same else "entity"))
     return pairs

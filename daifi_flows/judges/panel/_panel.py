@@ -19,20 +19,20 @@ from daifi_flows.judges.panel._map import FEATURES, LogisticMap, shipped_map
 from daifi_flows.judges.panel._negation import NegationJudge
 from daifi_flows.judges.panel._numbers import NumbersJudge
 from daifi_flows.judges.panel._roles import RolesJudge
-from daifi_flows.judges.panel._structure import StructureJudge
+from daifi_flows.judges.panel._structure import StructureJudge, is_json, prose
 from daifi_flows.judges.panel._tensor import MAX_RELATIVE_ERROR, MIN_COSINE, TensorJudge
 from daifi_flows.judges.panel._text import TextJudge
 
-__all__ = ["JUDGES", "UNKNOWN", "Opinion", "Panel", "decode_features"]
+__all__ = ["JUDGES", "UNKNOWN", "Opinion", "Panel", "decode_features", "weigh"]
 
 JUDGES: Final[tuple[Judge, ...]] = (
     ExactJudge(),
+    StructureJudge(),
     TextJudge(),
     NumbersJudge(),
     EntitiesJudge(),
     RolesJudge(),
     NegationJudge(),
-    StructureJudge(),
     TensorJudge(),
     EmbeddingJudge(),
     LikelihoodJudge(),
@@ -54,6 +54,12 @@ CLOSED_EYES_PPM: Final = 500_000
 """Most that the panel says where a judge it relies on saw nothing, or the language model found a
 difference: enough to accuse nobody, too little to accept."""
 
+DIFFERENT_PPM: Final = 980_000
+"""Most that the panel says where a judge of facts found a difference. Likeness in everything else
+may explain it (a near tie of the sampler can fall on a number), but not vouch for it."""
+
+_FACTS: Final = ("numbers_differ", "names_differ", "polarity_differs", "roles_differ", "disguised")
+
 _MOST_LOG_ODDS: Final = math.log(PPM)
 
 
@@ -65,11 +71,13 @@ class Opinion:
         probability_ppm: that the claim says the same as the committee's re-execution.
         log_odds: the same, natural logarithm of the odds, within ±ln 1,000,000.
         features: each judge's numbers, NaN for what could not be computed.
+        fitted: whether the fitted model gave the probability, and not a rule.
     """
 
     probability_ppm: int
     log_odds: float
     features: Mapping[str, float]
+    fitted: bool = False
 
     @property
     def encoded(self) -> tuple[int, ...]:
@@ -155,27 +163,36 @@ class Panel:
         Models are asked only where the texts differ by more than spelling.
         """
         left, right = comparable(claimed), comparable(expected)
-        senses = senses or Senses()
+        if left.same_bytes(right):
+            return _opinion(_MOST_LOG_ODDS, {"exact": 1.0, "normalised": 1.0})
         features: dict[str, float] = {}
         for judge in self.judges:
-            if features.get("normalised") == 1.0 and "exact" in features:
-                senses = Senses()  # models could only confirm
-            features.update(judge.features(left, right, senses))
-        if left.same_bytes(right):
-            return _opinion(_MOST_LOG_ODDS, features)
+            if features.get("normalised") == 1.0:
+                senses = None  # models could only confirm
+            features.update(judge.features(left, right, senses or Senses()))
+            if judge.name == "structure" and features["structure_differs"] == 0.0:
+                left, right = prose(left), prose(right)  # the blocks are equal
         if left.media_type != right.media_type or not (left.readable and right.readable):
             return _opinion(_log_odds(APART_PPM), features)
         if math.isfinite(error := features.get("tensor_error", math.nan)):
             near = error <= MAX_RELATIVE_ERROR and features["tensor_cosine"] >= MIN_COSINE
             return _opinion(_log_odds(SAME_TEXT_PPM if near else APART_PPM), features)
-        if features.get("normalised") == 1.0:
-            said = _log_odds(SAME_TEXT_PPM)
-            return _opinion(said if features.get("disguised") == 0.0 else 0.0, features)
-        logit = (self.map or shipped_map()).logit(features)
-        blind = any(not math.isfinite(features.get(name, math.nan)) for name in _NEEDED)
-        if blind or features.get("llm", 1.0) <= 0.5:  # false for NaN: it was not asked
-            logit = min(logit, _log_odds(CLOSED_EYES_PPM))
-        return _opinion(logit, features)
+        equal_json = features.get("structure_differs") == 0.0 and is_json(left) and is_json(right)
+        if features.get("normalised") == 1.0 or equal_json:
+            plain = features.get("disguised") == 0.0
+            return _opinion(_log_odds(SAME_TEXT_PPM if plain else CLOSED_EYES_PPM), features)
+        return weigh(features, self.map or shipped_map())
+
+
+def weigh(features: Mapping[str, float], fitted: LogisticMap) -> Opinion:
+    """The opinion that the fitted model gives, within the panel's own limits to it."""
+    logit = fitted.logit(features)
+    blind = any(not math.isfinite(features.get(name, math.nan)) for name in _NEEDED)
+    if blind or features.get("llm", 1.0) <= 0.5:  # false for NaN: it was not asked
+        return _opinion(min(logit, _log_odds(CLOSED_EYES_PPM)), features)
+    if any(features[name] > 0 for name in _FACTS):
+        logit = min(logit, _log_odds(DIFFERENT_PPM))
+    return _opinion(logit, features, fitted=True)
 
 
 _NEEDED: Final = ("words", "names_differ", "negations_differ", "roles_differ", "cosine", "head")
@@ -185,7 +202,7 @@ def _log_odds(ppm: int) -> float:
     return math.log(ppm / (PPM - ppm))
 
 
-def _opinion(logit: float, features: Mapping[str, float]) -> Opinion:
+def _opinion(logit: float, features: Mapping[str, float], *, fitted: bool = False) -> Opinion:
     logit = min(max(logit, -_MOST_LOG_ODDS), _MOST_LOG_ODDS)
     ppm = PPM if features.get("exact") == 1.0 else int(PPM / (1.0 + math.exp(-logit)))
-    return Opinion(ppm, logit, features)
+    return Opinion(ppm, logit, features, fitted)

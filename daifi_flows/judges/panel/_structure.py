@@ -8,12 +8,13 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Final, cast
 
 from daifi_flows.judges.panel._judge import Comparable, Senses
 from daifi_flows.judges.panel._text import close
 
-__all__ = ["StructureJudge", "blocks"]
+__all__ = ["StructureJudge", "blocks", "is_json", "prose"]
 
 _FENCE: Final = re.compile(r"^```[ \t]*([\w+-]*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _MAX_BLOCK: Final = 20_000
@@ -69,6 +70,20 @@ def blocks(content: Comparable) -> list[object]:
             parsed = _python(body)
         found.append(parsed if parsed is not None else ("text", body.strip()))
     return found
+
+
+def is_json(content: Comparable) -> bool:
+    """Whether the whole text is one JSON value: blocks that are equal are then all there is."""
+    return _json(content.text) is not None
+
+
+def prose(content: Comparable) -> Comparable:
+    """The content without its fenced blocks."""
+    if "```" not in content.text:
+        return content
+    text = _FENCE.sub("\n", content.text)
+    whole = text if content.whole == content.text else _FENCE.sub("\n", content.whole)
+    return replace(content, text=text, whole=whole)
 
 
 def _tagged(value: Any) -> bool:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from daifi_flows.cnft import Content
+from daifi_flows.cnft import PPM, Content
 from daifi_flows.judges.panel._align import align
 from daifi_flows.judges.panel._embedding import EmbeddingJudge
 from daifi_flows.judges.panel._head import Head
 from daifi_flows.judges.panel._judge import Embed, Senses
 from daifi_flows.judges.panel._map import FITTED, LogisticMap
 from daifi_flows.judges.panel._pairs import Pair
-from daifi_flows.judges.panel._panel import JUDGES, Opinion, Panel
+from daifi_flows.judges.panel._panel import JUDGES, Opinion, Panel, weigh
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,12 +28,18 @@ __all__ = ["Example", "fit_map", "opinions", "train_head"]
 
 _RANK: Final = 32
 _HIDDEN: Final = 16
-_EPOCHS: Final = 20
+_EPOCHS: Final = 30
 _BATCH: Final = 128
 _SHARPNESS: Final = 20.0
 """Inverse temperature of the contrastive loss (InfoNCE, van den Oord et al., arXiv 1807.03748)."""
 _MARGIN: Final = 0.5
 _CONTRAST: Final = 0.3
+_LIKENESSES: Final = frozenset({"words", "length", "cosine", "head", "likelihood"})
+"""Features that are large where the sides are alike; the other fitted ones are differences."""
+
+_POOL: Final = 60
+"""Least number of pairs behind a point of the curve."""
+
 _RIDGE: Final = 0.3
 """Of the logistic model: half the squared weights times this, beside the sum of log-losses."""
 
@@ -54,14 +60,14 @@ def train_head(
     first, second = torch.nn.Linear(2 * _RANK, _HIDDEN), torch.nn.Linear(_HIDDEN, 1)
     scale = math.sqrt(width / _RANK) * 2.0  # so that the projections begin with norms near 1
     weights = [*project.parameters(), *first.parameters(), *second.parameters()]
-    optimiser: Any = torch.optim.AdamW(weights, lr=2e-3, weight_decay=0.1)
+    optimiser: Any = torch.optim.AdamW(weights, lr=2e-3, weight_decay=1.0)
     left, right = torch.from_numpy(one), torch.from_numpy(other)
     truth = torch.from_numpy(same.astype(np.float32))
     for epoch in range(_EPOCHS):
         total = 0.0
         for rows in torch.randperm(len(same)).split(_BATCH):
             p, q = project(left[rows]) * scale, project(right[rows]) * scale
-            both = functional.dropout(torch.cat([(p - q).abs(), p * q], 1), 0.2)
+            both = functional.dropout(torch.cat([(p - q).abs(), p * q], 1), 0.5)
             logits = second(torch.relu(first(both)))[:, 0]
             loss = functional.binary_cross_entropy_with_logits(logits, truth[rows])
             u, v = functional.normalize(p, dim=1), functional.normalize(q, dim=1)
@@ -75,7 +81,7 @@ def train_head(
             loss.backward()
             optimiser.step()
             total += float(loss.detach()) * len(rows)
-        if epoch % 5 == 4:
+        if epoch % 10 == 9:
             say(f"epoch {epoch + 1} of {_EPOCHS}: loss {total / len(same):.4f}")
 
     def array(tensor: Any, factor: float = 1.0) -> Rows:
@@ -121,6 +127,13 @@ class Example:
     pair: Pair
     opinion: Opinion
 
+    def chance(self, fitted: LogisticMap) -> float:
+        """The probability that the panel would give with another map."""
+        opinion = self.opinion
+        if opinion.fitted:
+            opinion = weigh(opinion.features, fitted)
+        return opinion.probability_ppm / PPM
+
 
 def opinions(
     pairs: Iterable[Pair], embed: Embed, head: Head | None = None, fitted: LogisticMap | None = None
@@ -145,14 +158,28 @@ def opinions(
 def fit_map(examples: Sequence[Example]) -> LogisticMap:
     """Fit the logistic model to what the panel's rules leave open, by Newton's method with a ridge.
 
-    An unknown feature has an intercept of its own.
+    An unknown feature has an intercept of its own. A weight whose sign says that likeness speaks
+    against, or a difference for the claim, is an accident of the sample: it is set to 0, and the
+    others are fitted again.
     """
-    able = [each for each in examples if each.opinion.features["normalised"] != 1.0]
+    able = [each for each in examples if each.opinion.fitted]
     values = np.array([[each.opinion.features[name] for name in FITTED] for each in able])
     truth = np.array([each.pair.same for each in able], np.float64)
     unknown = ~np.isfinite(values)
-    columns = [np.ones((len(able), 1)), np.where(unknown, 0.0, values), unknown.astype(np.float64)]
-    weights = _logistic(np.concatenate(columns, axis=1), truth)
+    design = np.concatenate(
+        [np.ones((len(able), 1)), np.where(unknown, 0.0, values), unknown.astype(np.float64)],
+        axis=1,
+    )
+    signs = np.array([1.0 if name in _LIKENESSES else -1.0 for name in FITTED])
+    kept = np.ones(design.shape[1], bool)
+    weights = np.zeros(design.shape[1])
+    while True:
+        weights[:] = 0.0
+        weights[kept] = _logistic(design[:, kept], truth)
+        wrong = weights[1 : 1 + len(FITTED)] * signs < 0
+        if not wrong.any():
+            break
+        kept[1 : 1 + len(FITTED)] &= ~wrong
     count = len(FITTED)
     return LogisticMap(
         round(float(weights[0]), 4),
@@ -162,7 +189,35 @@ def fit_map(examples: Sequence[Example]) -> LogisticMap:
             for i, name in enumerate(FITTED)
             if unknown[:, i].any()
         },
+        _isotonic(design @ weights, truth),
     )
+
+
+def _isotonic(scores: Floats, truth: Floats) -> list[tuple[float, float]]:
+    """Points of a rising curve from scores to log-odds: neighbours in order of score are pooled
+    until shares rise and each pool has enough pairs (pool adjacent violators).
+
+    One pair of each kind is added to every pool (Laplace), so that no share is 0 or 1.
+    """
+    order = np.argsort(scores, kind="stable")
+    pools: list[tuple[float, float, float]] = []  # sum of scores, pairs, of them the same
+    for score, same in zip(scores[order], truth[order], strict=True):
+        pools.append((float(score), 1.0, float(same)))
+        while len(pools) > 1 and (
+            pools[-2][1] < _POOL or pools[-2][2] / pools[-2][1] >= pools[-1][2] / pools[-1][1]
+        ):
+            last = pools.pop()
+            pools[-1] = tuple(map(sum, zip(pools[-1], last, strict=True)))  # type: ignore[assignment]
+    if len(pools) > 1 and pools[-1][1] < _POOL:
+        last = pools.pop()
+        pools[-1] = tuple(map(sum, zip(pools[-1], last, strict=True)))  # type: ignore[assignment]
+    points: list[tuple[float, float]] = []
+    for total, count, same in pools:
+        odds = (same + 1.0) / (count - same + 1.0)
+        point = (round(total / count, 4), round(math.log(odds), 4))
+        if not points or (point[0] > points[-1][0] and point[1] >= points[-1][1]):
+            points.append(point)
+    return points
 
 
 def _logistic(design: Floats, truth: Floats) -> Floats:
