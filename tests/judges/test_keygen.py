@@ -336,6 +336,19 @@ async def test_a_seat_confirms_one_outcome_a_session(bare_of: Any) -> None:
     install = confirm.model_copy(update={"step": KeygenStep.INSTALL, "dealings": dealings})
     with pytest.raises(CommitteeError, match="no quorum"):
         say(install)
+    state = confirm.model_copy(update={"dealings": dealings}).state()
+    for confirmation in first.confirmations:
+        state = state.add(confirmation)
+    proven = install.model_copy(update={"certificate": state.certificate})
+    for wrong in (dealings[1:], ()):  # other messages than those that were confirmed
+        with pytest.raises(CommitteeError, match="do not give the outcome"):
+            say(proven.model_copy(update={"dealings": wrong}))
+    for wrong in (roster[::-1], roster[:2], (*roster[:3], roster[0])):
+        with pytest.raises(CommitteeError):
+            say(deal.model_copy(update={"roster": wrong}))
+    assert not list(folder.glob("*.share"))
+    assert say(proven).installed == (0, 1, 2, 3)
+    assert say(proven).installed == (0, 1, 2, 3)  # and again, when the answer was lost
 
 
 # Handing on
