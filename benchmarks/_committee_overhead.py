@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks._prompts import prompts
 from benchmarks._report import Figure
 from daifi_flows import Fabric, Settings
 from daifi_flows._step import StepEvent, StepRequest, StepState
@@ -33,7 +32,15 @@ TASKS: Final = (
     "Write a long story of at least ten chapters about this.",
     "Write a Python program that models this, with a comment on every line and many tests.",
 )
-"""What SmolLM2 answers with more than 256 tokens."""
+PASSAGES: Final = (
+    "A lighthouse keeper counts the ships that pass each night and writes their names into a book. "
+    "In winter there are few, in summer there are many. Once a month a boat brings oil, bread and "
+    "letters.",
+    "A bakery in a small town sells bread, rolls and cakes. The baker starts at three in the "
+    "morning. Flour comes from a mill by the river, and the oven is heated with wood from the "
+    "forest.",
+)
+"""Each with each task: SmolLM2 writes more than 256 tokens to all of them."""
 
 
 class Watch:
@@ -81,8 +88,7 @@ def _requests(fabric: Fabric, count: int) -> Sequence[StepRequest]:
             model=model,
             input=Content.json_value(
                 {
-                    "question": task,
-                    "passages": [{"id": "a", "text": passage}],
+                    "messages": [{"role": "user", "content": f"{passage}\n\n{task}"}],
                     "context_tokens": 1024,
                 }
             ),
@@ -90,7 +96,9 @@ def _requests(fabric: Fabric, count: int) -> Sequence[StepRequest]:
             scheme="token-difr",
             sampling=Sampling(max_tokens=TOKENS),
         )
-        for (passage, _), task in zip(prompts(count), itertools.cycle(TASKS), strict=False)
+        for passage, task in itertools.islice(
+            itertools.cycle(itertools.product(PASSAGES, TASKS)), count
+        )
     ]
 
 
