@@ -121,7 +121,7 @@ def make(path: Path, blocks: int, entries: int) -> None:
         last = number == blocks - 1
         certificate = certificate_of(candidate.header) if last else NO_CERTIFICATE
         changes = changes_of(candidate, at.history, marks_of([raw], [receipt]))
-        store.append(block.canonical(), [receipt], candidate.header, certificate, changes, 0)
+        store.append(block.canonical(), candidate.leaves, candidate.header, certificate, changes, 0)
         at.adopt(candidate, certificate)
     store.close()
     path.with_name(path.name + ".acked").unlink()
