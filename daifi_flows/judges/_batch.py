@@ -19,7 +19,7 @@ from daifi_flows.encoding import keccak256
 from daifi_flows.errors import KeyMaterialError
 from daifi_flows.keys import verify_bls
 
-__all__ = ["Signed", "all_signed"]
+__all__ = ["Signed", "all_signed", "together_signed"]
 
 Signed = tuple[bytes, bytes, bytes]
 """Public key (possession checked), message, signature."""
@@ -35,7 +35,25 @@ def all_signed(items: Sequence[Signed]) -> bool:
     return _batch(tuple(sorted(items)))
 
 
+def together_signed(items: Sequence[tuple[bytes, bytes]], signature: bytes) -> bool:
+    """Whether an aggregate is of these keys (possession checked) over these messages.
+
+    It says that all of them together were signed, not that there is a signature of each by itself.
+    """
+    return bool(items) and _together(tuple(items), signature)
+
+
 @lru_cache(maxsize=64)  # who opens votes against a set of commits signs their tally a moment later
+def _together(items: tuple[tuple[bytes, bytes], ...], signature: bytes) -> bool:
+    try:
+        keys = [_public(public) for public, _ in items]
+        whole = parse_point(G2Element, signature, 96)
+    except KeyMaterialError:
+        return False
+    return bool(PopSchemeMPL.aggregate_verify(keys, [message for _, message in items], whole))
+
+
+@lru_cache(maxsize=64)
 def _batch(items: tuple[Signed, ...]) -> bool:
     root = keccak256(b"".join(keccak256(part) for item in items for part in item))
     try:

@@ -25,15 +25,14 @@ from daifi_flows.judges._messages import (
     MAX_WORD_BYTES,
     Case,
     CommitReply,
-    Look,
     OpenReply,
-    Record,
     RevealReply,
     SeatTransport,
     SignReply,
     pack,
     subject_of,
 )
+from daifi_flows.judges._record import Look, Record, look_of
 from daifi_flows.judges._report import ReviewReport, report_of
 from daifi_flows.judges._resume import repeated, told_by
 from daifi_flows.judges._rounds import Round, ask_all
@@ -61,6 +60,7 @@ class _Run:
     Attributes:
         where: which hosts say they have a seat.
         asked: for each wave the chunks that each seat was asked about.
+        closed: the closed sets of commits, of the first look and of all seats (true).
         opened: which hosts have opened votes of a look (before all seats: true).
         locked, signed: what seats tell of an earlier client's review.
     """
@@ -73,6 +73,7 @@ class _Run:
     where: dict[int, set[int]] = field(default_factory=lambda: {})
     asked: dict[int, dict[int, tuple[int, ...]]] = field(default_factory=lambda: {})
     opened: set[tuple[int, bool]] = field(default_factory=set[tuple[int, bool]])
+    closed: dict[bool, Look] = field(default_factory=lambda: {})
     locked: tuple[Look | None, Look | None] = (None, None)
     signed: Record | None = None
 
@@ -131,6 +132,8 @@ class ReviewClient:
         clock = {"open": await self._timed(self._open(run))}
         if run.signed is not None:
             run.state = repeated(run.state, run.signed)
+            if run.state.phase is Phase.SIGN:
+                run.closed = {look.full: look for look in run.signed.looks}
         clock |= {"commit": 0, "reveal": 0}
         for full in (False, True):
             if run.state.phase is (Phase.FULL_COMMIT if full else Phase.COMMIT):
@@ -190,10 +193,14 @@ class ReviewClient:
         """Collect the commits of a look, and close the set."""
         earlier = run.locked[full]
         if earlier is not None:
-            resumed = run.state.add_commits(earlier.commits)
+            try:
+                resumed = run.state.add_closed(earlier)
+            except CommitteeError:
+                resumed = run.state
             voters = {seat for seat, _ in resumed.committed(full=full)}
             if len(voters) > (0 if full else self.committee.faults):
                 run.state = resumed.close_commits()
+                run.closed[full] = earlier
                 return
         outcome = await (self._full_wave(run) if full else self._first_waves(run))
         voters = {seat for seat, _ in run.state.committed(full=False)}
@@ -282,8 +289,10 @@ class ReviewClient:
 
     async def _reveal(self, run: _Run, *, full: bool) -> None:
         """Collect the openings of a look, and close the set."""
-        subject, look = run.subject.canonical(), Look(commits=run.state.commit_set(full=full))
-        committed, packed = run.state.committed(full=full), pack(look)
+        if full not in run.closed:
+            run.closed[full] = look_of(run.state.commit_set(full=full))
+        subject, packed = run.subject.canonical(), pack(run.closed[full])
+        committed = run.state.committed(full=full)
 
         def absorb(number: int, reply: RevealReply) -> None:
             if reply.reveals:
@@ -320,26 +329,21 @@ class ReviewClient:
 
     async def _sign(self, run: _Run, found: list[Attestation]) -> None:
         subject, docket = run.subject.canonical(), pack(run.case.docket)
-        beacon, looks = run.state.beacon, list[tuple[bool, Look]]()
+        beacon = run.state.beacon
         assert beacon is not None, "the outcome is known once the beacon is"
-        for full in (False, True):
-            if commits := run.state.commit_set(full=full):
-                look = Look(commits=commits, reveals=run.state.reveal_set(full=full))
-                looks.append((full, look))
 
         def record(number: int, *, whole: bool) -> bytes:
             """For a host: what it has opened votes against is only named."""
-            return pack(
-                Record(
-                    beacon=beacon or b"",
-                    looks=tuple(
-                        Look(reveals=look.reveals, closed=look.digest)
-                        if (number, full) in run.opened and not whole
-                        else look
-                        for full, look in looks
-                    ),
+            looks: list[Look] = []
+            for full, closed in sorted(run.closed.items()):
+                reveals = run.state.reveal_set(full=full)
+                named = (number, full) in run.opened and not whole
+                looks.append(
+                    Look(reveals=reveals, closed=closed.digest)
+                    if named
+                    else closed.model_copy(update={"reveals": reveals})
                 )
-            )
+            return pack(Record(beacon=beacon, looks=tuple(looks)))
 
         def absorb(_: int, reply: SignReply) -> None:
             for index, partial in reply.partials[:MAX_MESSAGES]:

@@ -21,7 +21,7 @@ No Ray, clock or I/O here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -40,14 +40,15 @@ from daifi_flows.cnft import (
 )
 from daifi_flows.errors import CommitteeError
 from daifi_flows.judges._assignment import excluded, first_asked, seed_of
-from daifi_flows.judges._batch import all_signed
+from daifi_flows.judges._batch import all_signed, together_signed
 from daifi_flows.judges._beacon import Beacon, aggregated, is_signature, right_one
-from daifi_flows.judges._evidence import Complaint, Evidence, find_evidence, two_of
+from daifi_flows.judges._evidence import UNSIGNED, Complaint, Evidence, find_evidence, two_of
+from daifi_flows.judges._record import Look
 from daifi_flows.judges._tally import Tally, disputed, tally_of
 from daifi_flows.keys import verify_bls
 from daifi_flows.review_rate import drawn_for_review
 
-__all__ = ["Phase", "ReviewState", "checked_commits", "replayed"]
+__all__ = ["Phase", "ReviewState"]
 
 Slot = tuple[int, int]
 """Seat and wave."""
@@ -195,6 +196,35 @@ class ReviewState:
                 state = state._take(commit)
             else:
                 state = state._complain("bad-signature", commit.seat)
+        return state
+
+    def add_closed(self, look: Look) -> ReviewState:
+        """Take a set of commits that somebody has closed, all under one signature.
+
+        Raises:
+            CommitteeError: its seats did not sign just this set.
+        """
+        commits = [
+            VoteCommit(
+                seat=pledge.seat,
+                subject=self.digest,
+                wave=pledge.wave,
+                commitment=pledge.commitment,
+                signature=UNSIGNED,
+            )
+            for pledge in look.commits
+        ]
+        seats = [self._seat(commit.seat) for commit in commits]
+        items = [
+            (seat.public, commit.message())
+            for seat, commit in zip(seats, commits, strict=True)
+            if seat is not None
+        ]
+        if None in seats or (commits and not together_signed(items, look.signature or b"")):
+            raise CommitteeError("the set of commits is not what its seats signed")
+        state = self
+        for commit in commits:
+            state = state._take(commit)
         return state
 
     def _take(self, commit: VoteCommit) -> ReviewState:
@@ -407,33 +437,3 @@ class ReviewState:
 
     def _complain(self, kind: str, seat: int) -> ReviewState:
         return replace(self, complaints=self.complaints | {(kind, seat)})
-
-
-def checked_commits(
-    subject: Subject, committee: Committee, commits: Iterable[VoteCommit], *, full: bool
-) -> ReviewState:
-    """A state that holds the sound ones of these commits, of the first look or of all seats, and
-    nothing else: what a seat opens its vote against."""
-    start = ReviewState.start(subject, committee)
-    phase = Phase.FULL_COMMIT if full else Phase.COMMIT
-    return replace(start, phase=phase).add_commits(commits)
-
-
-def replayed(
-    subject: Subject,
-    committee: Committee,
-    beacon: bytes,
-    looks: Sequence[tuple[Sequence[VoteCommit], Sequence[VoteReveal]]],
-) -> ReviewState:
-    """The state after these messages, every set closed: what a seat computes before it signs.
-
-    Raises:
-        CommitteeError: the beacon is not the group's.
-    """
-    state = ReviewState.start(subject, committee).with_beacon(beacon)
-    for commits, reveals in looks:
-        state = state.add_commits(commits).close_commits()
-        for reveal in reveals:
-            state = state.add_reveal(reveal)
-        state = state.close_reveals()
-    return state

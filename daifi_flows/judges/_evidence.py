@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from daifi_flows.cnft import Noun, Uint, VoteCommit, VoteReveal
 
-__all__ = ["Ballots", "Complaint", "Evidence", "find_evidence", "two_of"]
+__all__ = ["UNSIGNED", "Ballots", "Complaint", "Evidence", "find_evidence", "two_of"]
 
 Ballots: TypeAlias = Mapping[tuple[int, int], tuple[VoteCommit, ...]]
 """Distinct commits by seat and wave, at most two each."""
+
+
+UNSIGNED: Final = bytes(96)
+"""In the place of a commit's signature that came only as a part of an aggregate: it is no evidence
+in itself."""
 
 
 class Complaint(Noun):
@@ -43,8 +48,9 @@ class Evidence(Noun):
 
 
 def two_of(commits: tuple[VoteCommit, ...]) -> tuple[VoteCommit, ...]:
-    """The two smallest of distinct commits: a choice that does not depend on arrival."""
-    distinct = {item.commitment: item for item in commits}
+    """The two smallest of distinct commits, signed ones before others of the same commitment: a
+    choice that does not depend on arrival."""
+    distinct = {item.commitment: item for item in sorted(commits, key=lambda c: c.signature)}
     return tuple(distinct[key] for key in sorted(distinct)[:2])
 
 
@@ -84,4 +90,8 @@ def find_evidence(
             ("false-accusation", seat),
             Evidence(kind="false-accusation", seat=seat, commits=(commit,), opening=reveal),
         )
-    return tuple(found[key] for key in sorted(found))
+    return tuple(
+        found[key]
+        for key in sorted(found)
+        if all(commit.signature != UNSIGNED for commit in found[key].commits)
+    )

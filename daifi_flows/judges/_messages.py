@@ -5,13 +5,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Protocol, TypeAlias, TypeVar
-
-from pydantic import Field
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from daifi_flows.cnft import (
-    Bytes32,
-    Bytes96,
     Content,
     Materials,
     Noun,
@@ -21,10 +17,7 @@ from daifi_flows.cnft import (
     ReviewRequest,
     Subject,
     TaskSpec,
-    VoteCommit,
-    VoteReveal,
 )
-from daifi_flows.encoding import keccak256
 from daifi_flows.errors import CommitteeError, EncodingError
 from daifi_flows.proofs import spans_of
 
@@ -36,10 +29,8 @@ __all__ = [
     "CommitReply",
     "Docket",
     "HostLost",
-    "Look",
     "OpenReply",
     "ProposeReply",
-    "Record",
     "RevealReply",
     "SeatTransport",
     "SignReply",
@@ -96,30 +87,6 @@ def subject_of(request: ReviewRequest) -> Subject:
     return Subject.of(request, len(spans_of(request.result.proof)))
 
 
-class Look(Noun):
-    """A closed set of commits, and openings of them.
-
-    Attributes:
-        closed: instead of ``commits`` the digest of a set that the host opened votes against.
-    """
-
-    commits: Annotated[tuple[VoteCommit, ...], Field(max_length=1024)] = ()
-    reveals: Annotated[tuple[VoteReveal, ...], Field(max_length=512)] = ()
-    closed: Bytes32 | None = None
-
-    @property
-    def digest(self) -> bytes:
-        """Names the set of commits, 32 bytes."""
-        return keccak256(Look(commits=self.commits).canonical())
-
-
-class Record(Noun):
-    """Everything an outcome follows from: the beacon, and no look (waived), one, or two."""
-
-    beacon: Bytes96
-    looks: Annotated[tuple[Look, ...], Field(max_length=2)] = ()
-
-
 def pack(noun: Noun) -> bytes:
     """Canonical form, deflated: seats that agree say the same words."""
     return deflate(noun.canonical())
@@ -155,9 +122,9 @@ class OpenReply:
     Attributes:
         seats: seats this host answers for.
         shares: seat index and share of the review's beacon.
-        locked: packed :class:`Look` of commits that its seats opened votes against earlier, in the
-            first look and before all seats (a resumed review).
-        signed: packed :class:`Record` whose outcome they signed earlier.
+        locked: packed :class:`~._record.Look` of commits that its seats opened votes against
+            earlier, in the first look and before all seats (a resumed review).
+        signed: packed :class:`~._record.Record` whose outcome they signed earlier.
         refused: why some of its seats take no part.
     """
 
@@ -262,11 +229,11 @@ class SeatTransport(Protocol):
         ...
 
     async def reveal(self, subject: bytes, look: bytes) -> RevealReply:
-        """Have seats open what they committed to; ``look`` is a packed :class:`Look`."""
+        """Have seats open what they committed to; ``look`` is a packed :class:`~._record.Look`."""
         ...
 
     async def sign(self, subject: bytes, docket: bytes, record: bytes) -> SignReply:
-        """Have seats sign the outcome of a packed :class:`Record`."""
+        """Have seats sign the outcome of a packed :class:`~._record.Record`."""
         ...
 
     async def certify(self, header: bytes, block: bytes) -> CertifyReply:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from daifi_flows.cnft import Noun
-from daifi_flows.errors import EncodingError
+from daifi_flows.errors import CommitteeError, EncodingError
 from daifi_flows.judges._committee import Phase, ReviewState
-from daifi_flows.judges._messages import Look, OpenReply, Record, unpack
+from daifi_flows.judges._messages import OpenReply, unpack
+from daifi_flows.judges._record import Look, Record
+from daifi_flows.judges._replay import looks_again
 
 __all__ = ["repeated", "told_by"]
 
@@ -47,12 +49,10 @@ def told_by(
 
 def repeated(state: ReviewState, record: Record) -> ReviewState:
     """The state in which the outcome of a record is known; unchanged if it does not hold."""
-    found = state
-    for look in record.looks:
-        found = found.add_commits(look.commits).close_commits()
-        for reveal in look.reveals:
-            found = found.add_reveal(reveal)
-        found = found.close_reveals()
+    try:
+        found = looks_again(state, record)
+    except CommitteeError:
+        return state
     return found if found.phase is Phase.SIGN else state
 
 

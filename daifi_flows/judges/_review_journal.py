@@ -97,27 +97,31 @@ class ReviewJournal:
                 ],
             )
 
-    def lock(self, seats: Sequence[int], subject: bytes, look: int, commits: bytes) -> None:
-        """Remember the set of commits of a look before any vote is opened against it."""
+    def lock(
+        self, seats: Sequence[int], subject: bytes, look: int, name: bytes, commits: bytes
+    ) -> None:
+        """Remember the set of commits of a look before any vote is opened against it.
+
+        Args:
+            name: of the set, 32 bytes.
+        """
         with self._database.transaction() as db:
-            digest = _store(db, commits)
+            _store(db, name, commits)
             db.executemany(
                 "INSERT OR IGNORE INTO locked VALUES (?, ?, ?, ?)",
-                [(seat, subject, look, digest) for seat in seats],
+                [(seat, subject, look, name) for seat in seats],
             )
 
     def locks(self, seats: Sequence[int], subject: bytes) -> dict[tuple[int, int], bytes]:
-        """The sets that seats opened their votes against, by seat and look."""
+        """Names of the sets that seats opened their votes against, by seat and look."""
         rows = self._database.read(
-            "SELECT seat, look, data FROM locked JOIN messages ON digest = commits "
-            "WHERE subject = ?",
-            (subject,),
+            "SELECT seat, look, commits FROM locked WHERE subject = ?", (subject,)
         )
-        return {(seat, look): data for seat, look, data in rows if seat in seats}
+        return {(seat, look): name for seat, look, name in rows if seat in seats}
 
-    def message(self, digest: bytes) -> bytes | None:
-        """A set of commits, or a record, that is kept here, by its Keccak-256."""
-        rows = self._database.read("SELECT data FROM messages WHERE digest = ?", (digest,))
+    def message(self, name: bytes) -> bytes | None:
+        """A set of commits, or a record, that is kept here."""
+        rows = self._database.read("SELECT data FROM messages WHERE digest = ?", (name,))
         return rows[0][0] if rows else None
 
     def attest(
@@ -127,7 +131,8 @@ class ReviewJournal:
         may sign it."""
         name = keccak256(message)
         with self._database.transaction() as db:
-            digest = _store(db, record)
+            digest = keccak256(record)
+            _store(db, digest, record)
             db.executemany(
                 "INSERT OR IGNORE INTO attested VALUES (?, ?, ?, ?)",
                 [(seat, subject, name, digest) for seat in seats],
@@ -147,8 +152,6 @@ class ReviewJournal:
         return {seat: data for seat, data in rows if seat in seats}
 
 
-def _store(db: sqlite3.Connection, data: bytes) -> bytes:
-    """Keep a set of messages once, however many seats refer to it; returns its hash."""
-    digest = keccak256(data)
-    db.execute("INSERT OR IGNORE INTO messages VALUES (?, ?)", (digest, data))
-    return digest
+def _store(db: sqlite3.Connection, name: bytes, data: bytes) -> None:
+    """Keep a set of messages once, however many seats refer to it."""
+    db.execute("INSERT OR IGNORE INTO messages VALUES (?, ?)", (name, data))

@@ -17,25 +17,24 @@ from daifi_flows.cnft import (
     Subject,
     Vote,
     VoteChoice,
-    VoteCommit,
 )
 from daifi_flows.errors import CommitteeError
 from daifi_flows.judges._byzantine import Traitor
-from daifi_flows.judges._committee import Phase, ReviewState, checked_commits, replayed
+from daifi_flows.judges._committee import Phase, ReviewState
 from daifi_flows.judges._docket import docket_fault, execution_of
 from daifi_flows.judges._messages import (
     Asked,
     Case,
     CommitReply,
     Docket,
-    Look,
     OpenReply,
-    Record,
     RevealReply,
     SignReply,
     deflate,
     unpack,
 )
+from daifi_flows.judges._record import Look, Record
+from daifi_flows.judges._replay import checked_commits, replayed
 from daifi_flows.judges._review_journal import Ballot, ReviewJournal
 from daifi_flows.judges._seat import SeatKeys
 from daifi_flows.judges.panel import Panel, Senses, decide
@@ -113,13 +112,16 @@ class ReviewOffice:
         return OpenReply(
             seats=tuple(self.keys),
             shares=tuple(shares),
-            locked=(
-                next((deflate(data) for (_, look), data in locks.items() if look == 0), b""),
-                next((deflate(data) for (_, look), data in locks.items() if look == 1), b""),
-            ),
+            locked=(self._locked(locks, 0), self._locked(locks, 1)),
             signed=next((deflate(data) for data in signed.values()), b""),
             refused=None if len(bound) == len(self._honest) else _OTHER_PROOF,
         )
+
+    def _locked(self, locks: Mapping[tuple[int, int], bytes], number: int) -> bytes:
+        """A set that votes of a look were opened against, as it travels."""
+        names = (name for (_, look), name in locks.items() if look == number)
+        found = (self._journal.message(name) for name in names)
+        return next((deflate(data) for data in found if data is not None), b"")
 
     def _subject(self, data: bytes) -> Subject:
         subject = Subject.from_canonical(data, max_bytes=MAX_SUBJECT_BYTES)
@@ -260,8 +262,7 @@ class ReviewOffice:
         After this no vote can be added: whoever has read the openings comes too late to copy.
         """
         subject, look = self._subject(subject_bytes), unpack(Look, look_bytes)
-        full = bool(look.commits) and look.commits[0].wave == FULL_WAVE
-        state = checked_commits(subject, self.committee, look.commits, full=full)
+        full, state = look.full, checked_commits(subject, self.committee, look)
         committed = state.committed(full=full)
         needed = 1 if full else self.committee.faults + 1
         voters = {seat for seat, _ in committed}
@@ -270,13 +271,14 @@ class ReviewOffice:
         digest, number = subject.digest, int(full)
         ballots = self._journal.ballots(tuple(self._honest), digest)
         mine = {slot: ballot for slot, ballot in ballots.items() if slot in committed}
-        locked = Look(commits=state.commit_set(full=full)).canonical()
-        self._journal.lock(sorted({seat for seat, _ in mine}), digest, number, locked)
+        bare = look.model_copy(update={"reveals": (), "closed": None})
+        voting = sorted({seat for seat, _ in mine})
+        self._journal.lock(voting, digest, number, look.digest, bare.canonical())
         locks = self._journal.locks(tuple(self._honest), digest)
         reveals = [
             self.keys[slot[0]].reveal(Vote.from_canonical(ballot.vote), ballot.salt)
             for slot, ballot in sorted(mine.items())
-            if locks.get((slot[0], number)) == locked
+            if locks.get((slot[0], number)) == look.digest
         ]
         for traitor in self._traitors.values():
             reveals += traitor.reveals(subject, committed, reveals)
@@ -303,22 +305,19 @@ class ReviewOffice:
         if not bound:
             docket = unpack(Docket, docket_bytes, MAX_DOCKET_BYTES)
             bound = self._bind(subject, docket)
-        looks = [(self._commits_of(look), look.reveals) for look in record.looks]
-        if any(commits is None for commits, _ in looks):
+        looks = [self._whole(look) for look in record.looks]
+        record = Record(beacon=record.beacon, looks=tuple(look for look in looks if look))
+        if None in looks:
             return SignReply((), "a set of commits is not here", lost=True)
-        looks = [(commits or (), reveals) for commits, reveals in looks]
-        state = replayed(subject, self.committee, record.beacon, looks)
+        state = replayed(subject, self.committee, record)
         if state.phase is not Phase.SIGN:
             raise CommitteeError("the record leaves the outcome open: all seats must be asked")
         digest, tally, message = subject.digest, state.tally(), state.message()
         ballots = self._journal.ballots(bound, digest)
         locks = self._journal.locks(bound, digest)
-        able = [index for index in bound if self._agrees(index, state, ballots, locks)]
-        whole = Record(
-            beacon=record.beacon,
-            looks=tuple(Look(commits=commits, reveals=reveals) for commits, reveals in looks),
-        )
-        signers = self._journal.attest(able, digest, message, whole.canonical())
+        closed = {int(look.full): look.digest for look in record.looks}
+        able = [index for index in bound if self._agrees(index, state, ballots, locks, closed)]
+        signers = self._journal.attest(able, digest, message, record.canonical())
         partials = [(index, self.keys[index].bls.sign(message)) for index in signers]
         for index, traitor in self._traitors.items():
             partials += [
@@ -330,12 +329,14 @@ class ReviewOffice:
         refused = None if partials else "these seats' votes are not in this tally"
         return SignReply(tuple(partials), refused)
 
-    def _commits_of(self, look: Look) -> tuple[VoteCommit, ...] | None:
-        """The commits of a look; nothing where they are named and not known here."""
+    def _whole(self, look: Look) -> Look | None:
+        """A look with its commits; nothing where they are named and not known here."""
         if look.closed is None:
-            return look.commits
+            return look
         data = self._journal.message(look.closed)
-        return None if data is None else Look.from_canonical(data).commits
+        if data is None:
+            return None
+        return Look.from_canonical(data).model_copy(update={"reveals": look.reveals})
 
     def _agrees(
         self,
@@ -343,13 +344,13 @@ class ReviewOffice:
         state: ReviewState,
         ballots: Mapping[tuple[int, int], Ballot],
         locks: Mapping[tuple[int, int], bytes],
+        closed: Mapping[int, bytes],
     ) -> bool:
         """Whether a seat may sign this state's outcome, after all it has said."""
-        for number in (0, 1):
-            locked = locks.get((index, number))
-            now = Look(commits=state.commit_set(full=bool(number))).canonical()
-            if locked is not None and locked != now:
-                return False
+        if any(
+            name != closed.get(number) for (seat, number), name in locks.items() if seat == index
+        ):
+            return False
         disputed = state.disputed
         for slot, ballot in ballots.items():
             if slot[0] != index or slot in state.reveals:

@@ -27,13 +27,12 @@ from daifi_flows.judges._messages import (
     Case,
     CertifyReply,
     CommitReply,
-    Look,
     OpenReply,
-    Record,
     RevealReply,
     SignReply,
     pack,
 )
+from daifi_flows.judges._record import Record, look_of
 from daifi_flows.keys import aggregate_bls, verify_bls_aggregate
 from daifi_flows.merkle import merkle_proof, merkle_root
 
@@ -204,7 +203,7 @@ class Script:
         self, commits: Sequence[VoteCommit] | None = None, *, full: bool = False
     ) -> list[RevealReply]:
         """Close the commits and have them opened; or only ask, about another set of them."""
-        look = Look(commits=self.state.commit_set(full=full) if commits is None else tuple(commits))
+        look = look_of(self.state.commit_set(full=full) if commits is None else commits)
         replies = [office.reveal(self.subject_bytes, pack(look)) for office in self.offices]
         if commits is None:
             self.state = self.state.close_commits()
@@ -218,7 +217,7 @@ class Script:
     def record(self) -> Record:
         assert self.state.beacon is not None
         looks = [
-            Look(commits=commits, reveals=self.state.reveal_set(full=full))
+            look_of(commits, self.state.reveal_set(full=full))
             for full in (False, True)
             if (commits := self.state.commit_set(full=full))
         ]

@@ -141,3 +141,14 @@ def test_features_have_their_names() -> None:
     features = features_of(numbers)
     assert [feature.name for feature in features] == list(FEATURES)
     assert features[0].value_ppm is None and features[5].value_ppm == 5
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+async def test_traffic_hardly_grows_with_the_parts(
+    hosts_of: Any, request_of: Any, seats: Any, in_parts: Path, wrong: bool
+) -> None:
+    output = [42, 42, 41 if wrong else 42, 42, 42]
+    hosts = hosts_of(21)
+    await ReviewClient(hosts, seats.committee).review(request_of(output))
+    per_seat = [sum((host.sent + host.received).values()) for host in hosts]
+    assert max(per_seat) <= 10_000

@@ -27,7 +27,8 @@ from daifi_flows.encoding import cid_of, keccak256
 from daifi_flows.errors import CommitteeError, EncodingError
 from daifi_flows.judges import Phase, ReviewState, SeatKeys, check_committee
 from daifi_flows.judges._batch import all_signed
-from daifi_flows.judges._committee import replayed
+from daifi_flows.judges._record import Look, Record, look_of
+from daifi_flows.judges._replay import replayed
 from daifi_flows.judges._tally import lower_median, tally_of
 from daifi_flows.keys import Account, verify_bls_aggregate
 
@@ -749,8 +750,32 @@ def test_a_lying_aggregator_cannot_get_two_attestations(bench: Bench, data: Any)
 def test_a_replayed_record_gives_the_same_state(bench: Bench) -> None:
     votes = {seat: (REJECT if seat in bench.order[:1] else ACCEPT, 999_000) for seat in range(21)}
     state = bench.full(votes)
-    looks = [(state.commit_set(full=full), state.reveal_set(full=full)) for full in (False, True)]
-    again = replayed(bench.subject, bench.committee, state.beacon or b"", looks)
+    looks = tuple(
+        look_of(state.commit_set(full=full), state.reveal_set(full=full)) for full in (False, True)
+    )
+    record = Record(beacon=state.beacon or b"", looks=looks)
+    again = replayed(bench.subject, bench.committee, record)
     assert again.message() == state.message() and again.phase is Phase.SIGN
-    half = replayed(bench.subject, bench.committee, state.beacon or b"", looks[:1])
+    assert state.evidence() and not again.evidence(), "an aggregate convicts nobody"
+    half = replayed(bench.subject, bench.committee, record.model_copy(update={"looks": looks[:1]}))
     assert half.phase is Phase.FULL_COMMIT
+
+
+def test_a_closed_set_is_taken_whole_or_not_at_all(bench: Bench) -> None:
+    commits = [bench.message(seat, ACCEPT)[0] for seat in range(8)]
+    look = look_of(commits)
+    assert {seat for seat, _ in bench.start.add_closed(look).commits} == set(range(8))
+    assert bench.start.add_closed(Look()) == bench.start
+    pledge = look.commits[0]
+    for changed in (
+        {"commits": look.commits[1:]},
+        {"commits": (*look.commits, pledge.model_copy(update={"seat": 9}))},
+        {"commits": (pledge.model_copy(update={"wave": 1}), *look.commits[1:])},
+        {"commits": (pledge.model_copy(update={"seat": 99}), *look.commits[1:])},
+        {"commits": (pledge.model_copy(update={"commitment": bytes(32)}), *look.commits[1:])},
+        {"signature": None},
+        {"signature": bytes(96)},
+        {"signature": commits[0].signature},
+    ):
+        with pytest.raises(CommitteeError, match="not what its seats signed"):
+            bench.start.add_closed(look.model_copy(update=changed))

@@ -24,7 +24,8 @@ from daifi_flows.cnft import (
 from daifi_flows.errors import CommitteeError, DaifiError, LedgerError
 from daifi_flows.judges import SeatOffice
 from daifi_flows.judges._certifier import BlockCertifier
-from daifi_flows.judges._messages import CertifyReply, Look, Record, pack
+from daifi_flows.judges._messages import CertifyReply, pack
+from daifi_flows.judges._record import Record, look_of
 from daifi_flows.keys import Account, verify_bls
 
 
@@ -100,7 +101,7 @@ def test_a_restarted_host_repeats_its_words_though_its_model_changed(
     assert before.sign() == after.sign()
     (resumed,) = after.open()
     assert resumed.signed == pack(before.record)
-    assert resumed.locked == (pack(Look(commits=before.state.commit_set(full=False))), b"")
+    assert resumed.locked == (pack(look_of(before.state.commit_set(full=False))), b"")
 
 
 def test_a_seat_is_bound_to_one_proof_of_an_attempt(office_of: Any, request_of: Any) -> None:
@@ -149,7 +150,7 @@ def test_seats_whose_votes_came_late_or_not_at_all_sign_what_they_agree_with(
     for index, partial in part.partials:
         assert verify_bls(seats.committee.seats[index].public, message, partial)
     assert script.sign() == [part]  # the same outcome
-    few = Look(commits=look.commits[:7], reveals=look.reveals[:7])
+    few = look_of(script.state.commit_set(full=False)[:7], look.reveals[:7])
     (other,) = script.sign(Record(beacon=record.beacon, looks=(few,)))
     # Nine have opened their votes against another set than this one.
     assert sorted(index for index, _ in other.partials) == list(range(9, 21))

@@ -26,7 +26,8 @@ from daifi_flows.cnft import (
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import DaifiError
 from daifi_flows.judges import SeatOffice
-from daifi_flows.judges._messages import Look, Record, pack
+from daifi_flows.judges._messages import pack
+from daifi_flows.judges._record import Record, look_of
 
 TRAITOR = 3
 WAVES = st.sampled_from([0, 1, FULL_WAVE])
@@ -95,7 +96,7 @@ class LyingClient(RuleBasedStateMachine):
 
     @rule(seat=st.integers(0, 2), full=st.booleans(), data=st.data())
     def open_votes(self, seat: int, full: bool, data: Any) -> None:
-        look = Look(commits=self._some(data, self.commits, full=full))
+        look = look_of(self._some(data, self.commits, full=full))
         try:
             reply = self.offices[seat].reveal(self.script.subject_bytes, pack(look))
         except DaifiError:
@@ -106,9 +107,9 @@ class LyingClient(RuleBasedStateMachine):
     @rule(seats=st.sets(st.integers(0, 2), min_size=1), full=st.booleans(), data=st.data())
     def have_signed(self, seats: set[int], full: bool, data: Any) -> None:
         looks = [
-            Look(
-                commits=self._some(data, self.commits, full=which),
-                reveals=self._some(data, self.reveals, full=which),
+            look_of(
+                self._some(data, self.commits, full=which),
+                self._some(data, self.reveals, full=which),
             )
             for which in ((False, True) if full else (False,))
         ]
