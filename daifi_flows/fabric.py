@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self, cast
 from daifi_flows._auditing import Audit, Auditor, Ledger, works_of
 from daifi_flows._bringup import Parts, bring_up
 from daifi_flows._canaries import CanaryReport, known_work, run_canary
+from daifi_flows._late_evidence import accuse_late
 from daifi_flows._life import Life
 from daifi_flows._step import StepEvent, StepRequest
 from daifi_flows._sync import run_sync
@@ -250,11 +251,14 @@ class Fabric:
 
         Each output whose review was waived is drawn once, with the ledger's ``review.audit_ppm``.
         Run it often enough that none is out of its challenge window before it was drawn
-        (``rewards.challenge_ms``, ten minutes by default).
+        (``rewards.challenge_ms``, ten minutes by default). Seats that rejected what stood since
+        are shown to the ledger.
 
         Raises:
             LedgerError: the ledger does not answer.
         """
+        parts = self._parts
+        await accuse_late(parts.settlement, parts.home, parts.buyer)
         return await self._auditor().run(works_of(self._parts.home))
 
     async def send_canaries(self, count: int = 1) -> tuple[CanaryReport, ...]:

@@ -23,6 +23,7 @@ from ledger_kit import (
 from review_kit import Local
 
 from daifi_flows._home import take_home
+from daifi_flows._late_evidence import accuse_late
 from daifi_flows._life import Life
 from daifi_flows._step import StepEvent, StepRequest, StepState
 from daifi_flows.bundle import Bundle
@@ -32,6 +33,7 @@ from daifi_flows.errors import CommitteeError
 from daifi_flows.judges import SeatKeys, SeatOffice
 from daifi_flows.judges._client import ReviewClient
 from daifi_flows.ledger import LedgerClient, LedgerService, Params
+from daifi_flows.ledger._params import RewardParams
 from daifi_flows.ray_mesh._node import NodeConfig, NodeService
 from daifi_flows.ray_mesh.engines._engine import Control
 from daifi_flows.ray_mesh.reference import EngineReference
@@ -93,9 +95,14 @@ class World:
     """A fabric without Ray."""
 
     def __init__(
-        self, folder: Path, terms: ReviewTerms, byzantine: Mapping[int, str] | None = None
+        self,
+        folder: Path,
+        terms: ReviewTerms,
+        byzantine: Mapping[int, str] | None = None,
+        challenge_ms: int = 600_000,
     ) -> None:
-        self.genesis = make_genesis(params=Params(fees=FREE, review=terms))
+        rewards = RewardParams(challenge_ms=challenge_ms)
+        self.genesis = make_genesis(params=Params(fees=FREE, review=terms, rewards=rewards))
         self.settings = Settings(home=folder, price_wei=DAI // 100, attempts=1)
         self.home = take_home(folder)
         self.service = LedgerService(folder / "ledger.db", self.genesis, SeatsHere(self.genesis))
@@ -190,10 +197,8 @@ async def world(
     made: list[World] = []
     monkeypatch.setattr(SeatKeys, "load", staticmethod(seat_keys))
 
-    async def make(
-        terms: ReviewTerms = DEFAULT, byzantine: Mapping[int, str] | None = None
-    ) -> World:
-        world = await World(tmp_path, terms, byzantine).__aenter__()
+    async def make(terms: ReviewTerms = DEFAULT, **options: Any) -> World:
+        world = await World(tmp_path, terms, **options).__aenter__()
         made.append(world)
         return world
 
@@ -290,3 +295,26 @@ async def test_a_seat_that_votes_twice_is_shown_to_the_ledger_and_loses_half(wor
     assert left == 5 * DAI
     supply = await here.settlement.supply()
     assert supply.conserved and supply.burned_wei == 2 * DAI
+
+
+@pytest.mark.parametrize(("challenge_ms", "charged"), [(1, True), (600_000, False)])
+async def test_a_seat_that_rejected_what_stood_is_charged_when_it_stands(
+    world: Any, challenge_ms: int, charged: bool
+) -> None:
+    here = await world(byzantine={4: "reject-falsely"}, challenge_ms=challenge_ms)
+    liar = SEAT_ACCOUNTS[4]
+    await here.settlement.transfer(liar.address, 10 * DAI, BUYER)
+    await here.settlement.stake(10 * DAI, liar)
+    for number in range(8):  # the beacon decides who checks what
+        nft = await here.step(number)
+        assert nft.output == 2 * number and nft.report is not None
+        if nft.report["evidence"]:
+            break
+    shown = await accuse_late(here.settlement, here.home, BUYER)
+    left = (await here.settlement.account(liar.address)).stake_wei
+    if charged:
+        assert [receipt.leaf.node for receipt in shown] == [liar.address]
+        assert left == 10 * DAI - DAI // 10
+        assert await accuse_late(here.settlement, here.home, BUYER) == shown
+    else:  # it may still be proven right
+        assert shown == () and left == 10 * DAI
