@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from daifi_flows.cnft import MAX_CHUNKS
+
 __all__ = ["MAX_SPANS", "SPAN_TOKENS", "WHOLE", "Span", "token_spans"]
 
 SPAN_TOKENS: Final = 256
 """Most tokens of one part: a prefill of as many costs a twentieth of generating them, and every
 cheat that tokens show at all shows in fewer (:mod:`~daifi_flows.proofs.evidence`)."""
-MAX_SPANS: Final = 64
+MAX_SPANS: Final = MAX_CHUNKS
 """Most parts of one output: what the longest answer of the token schemes has."""
 _BORDER: Final = 32
 """Parts begin at multiples of this, where ``toploc``'s fingerprints begin."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from daifi_flows.cnft import Content, Execution, Materials, Proof, Sampling, Usage
 from daifi_flows.encoding import canonical, decode_canonical
+from daifi_flows.errors import ModelError
 from daifi_flows.proofs import (
     MAX_SPANS,
     WHOLE,
@@ -19,6 +20,7 @@ from daifi_flows.proofs import (
     get_scheme,
     spans_of,
     verify_proof,
+    verify_spans,
 )
 from daifi_flows.proofs._fingerprint import TOP, ChunkErrors, compare, fingerprint
 from daifi_flows.proofs._spans import token_spans
@@ -231,6 +233,78 @@ def test_a_part_is_prefilled_to_its_end_and_no_further(
     for span in spans_of(proof):
         verify(long_case, proof, span)
     assert seen == [(prompt, 160), (prompt + 160, 140)]
+
+
+# Several parts at once
+
+
+@pytest.fixture(scope="module")
+def longer(kit: Any, verifier: Any, long_tokens: list[int], tmp_path_factory: Any) -> Any:
+    """1,500 tokens in six parts, most of them nobody's choice: verdicts of every kind."""
+    random = np.random.default_rng(3)
+    rest = random.integers(1, END, 1200).tolist()
+    workdir = tmp_path_factory.mktemp("longer")
+    sampling = {"temperature_ppm": 700_000, "max_tokens": 1500}
+    return build(kit, verifier, "toploc", [*long_tokens, *rest], workdir, **sampling)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "passes"),
+    [
+        ([0], [(0, 0)]),
+        ([5], [(5, 5)]),
+        ([0, 1, 2, 3], [(0, 3)]),
+        ([3, 1, 2], [(1, 3)]),
+        ([0, 2, 4], [(0, 0), (2, 2), (4, 4)]),
+        ([0, 1, 2, 3, 4, 5], [(0, 3), (4, 5)]),
+        ([1, 1, 5, 4], [(1, 1), (4, 5)]),
+        ([], []),
+    ],
+    ids=str,
+)
+def test_neighbours_share_a_pass_and_are_judged_as_alone(
+    longer: Any, monkeypatch: pytest.MonkeyPatch, wanted: list[int], passes: list[tuple[int, int]]
+) -> None:
+    proof = longer.prove()
+    spans = [spans_of(proof)[index] for index in wanted]
+    alone = [verify(longer, proof, span) for span in spans]
+    seen: list[int] = []
+    real = Verifier.prefill
+
+    def watch(self: Any, spec: Any, prompt: Any, output: Any) -> Any:
+        seen.append(len(output))
+        return real(self, spec, prompt, output)
+
+    monkeypatch.setattr(Verifier, "prefill", watch)
+    claim = Claim(longer.spec, longer.input, longer.execution.output, longer.materials)
+    together = verify_spans(claim, proof, longer.reference, longer.workdir, spans)
+    assert [verdict.outcome for verdict in together] == [verdict.outcome for verdict in alone]
+    assert [verdict.claimed for verdict in together] == [verdict.claimed for verdict in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert abs(one.confidence_ppm - other.confidence_ppm) <= 1_000
+    parts = spans_of(proof)
+    assert sorted(seen) == sorted(parts[last].stop - parts[one].start for one, last in passes)
+
+
+def test_where_all_are_too_many_for_one_pass_each_has_its_own(
+    longer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Verifier.prefill
+
+    def refuse(self: Any, spec: Any, prompt: Any, output: Any) -> Any:
+        if len(output) > 256:
+            raise ModelError("too many tokens")
+        return real(self, spec, prompt, output)
+
+    proof = longer.prove()
+    spans = spans_of(proof)
+    alone = [verify(longer, proof, span).outcome for span in spans]
+    monkeypatch.setattr(Verifier, "prefill", refuse)
+    claim = Claim(longer.spec, longer.input, longer.execution.output, longer.materials)
+    together = verify_spans(claim, proof, longer.reference, longer.workdir, spans)
+    assert [verdict.outcome for verdict in together] == alone
+    without = verify_spans(claim, proof, None, longer.workdir, spans)
+    assert {verdict.outcome for verdict in without} == {Outcome.CANNOT_TELL}
 
 
 # Cheats
