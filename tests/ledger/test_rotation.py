@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from committee_bench import (
+    ACCOUNTS,
     CANDIDATES,
     EPOCH_MS,
     GENESIS,
@@ -42,6 +43,7 @@ from daifi_flows.ledger import (
     export_ledger,
     import_ledger,
 )
+from daifi_flows.ledger._auction import Bid, Proposal
 from daifi_flows.ledger._blocks import CertifiedBlock, certificate_valid
 from daifi_flows.ledger._snapshot import open_snapshot, snapshots_in, take_snapshot
 from daifi_flows.ledger._tx.committee import HandOver
@@ -305,6 +307,32 @@ async def test_blocks_of_a_committee_that_left_are_not_taken(rotated: World) -> 
     with pytest.raises(LedgerError, match="no valid certificate"):
         replica.catch_up([forged])
     replica.catch_up(blocks[-1:])
+
+
+async def test_a_block_names_the_committee_in_office(rotated: World) -> None:
+    """Whatever builder and proposer sign, no seat signs a header of another epoch."""
+    blocks = [CertifiedBlock.from_canonical(raw) for raw in await rotated.service.history(1)]
+    first = next(each for each in blocks if each.block.header.epoch == 2)
+    number = first.block.header.height
+    replica = Replica(GENESIS)
+    replica.catch_up([each.canonical() for each in blocks[: number - 1]])
+    block, header = first.block, first.block.header
+    third = blocks[-1].block.header
+    for claimed in (
+        {"epoch": 1, "committee": COMMITTEE.digest},
+        {"epoch": 1},
+        {"committee": COMMITTEE.digest},
+        {"epoch": 3, "committee": third.committee},
+    ):
+        changed = header.model_copy(update=claimed)
+        bid = Bid.sign(changed, block.seal.bid_wei, BUILDER)
+        proposal = Proposal.sign(changed, ACCOUNTS[changed.proposer])
+        signed = {"builder": bid.signature, "proposer": proposal.signature}
+        seal = block.seal.model_copy(update=signed)
+        lie = block.model_copy(update={"header": changed, "seal": seal})
+        with pytest.raises(LedgerError, match="claims a wrong"):
+            replica.check(lie.canonical())
+    assert replica.check(block.canonical()) == header.digest
 
 
 async def test_without_a_handover_the_old_committee_goes_on(tmp_path: Path) -> None:
