@@ -132,6 +132,20 @@ async def test_committees_take_turns_on_a_running_ledger(tmp_path: Path) -> None
         assert certificate_valid(second, header.digest, certificate)
         assert not certificate_valid(COMMITTEE, header.digest, certificate)
         assert header.proposer in {seat.account for seat in second.seats}
+        # The chain of handovers says what the draw follows from: no list, no ledger is needed.
+        (handover,) = (await service.handovers()).handovers
+        said = handover.draw
+        assert check_draw(
+            found,
+            root=said.root,
+            beacon=said.beacon,
+            seats=said.seats,
+            per_operator=said.per_operator,
+        )
+        assert [pick.account for pick in found.picks] == [s.account for s in second.seats]
+        (after_roll, _) = await service.certified_header(said.height + 1) or (None, None)
+        assert after_roll is not None and after_roll.beacon == said.beacon
+        assert await service.certified_header(10_000) is None
         await world.elections.withdraw(CANDIDATES[0])
         assert len(await world.elections.candidates()) == 29
         await world.rotate()
