@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -37,8 +37,8 @@ from daifi_flows.judges._record import Look, Record
 from daifi_flows.judges._replay import checked_commits, replayed
 from daifi_flows.judges._review_journal import Ballot, ReviewJournal
 from daifi_flows.judges._seat import SeatKeys
-from daifi_flows.judges.panel import Panel, Senses, decide
-from daifi_flows.proofs import Claim, Outcome, Reference, Span, Verdict, spans_of, verify_proof
+from daifi_flows.judges.panel import Opinion, Panel, Senses, decide
+from daifi_flows.proofs import Claim, Outcome, Reference, Span, Verdict, spans_of, verify_spans
 
 __all__ = ["ReviewOffice"]
 
@@ -194,13 +194,19 @@ class ReviewOffice:
             locks = self._journal.locks(tuple(wanted), digest)
             self._remember(digest, known.values())
             drafts: dict[tuple[int, int], Ballot] = {}
-            for index, chunks in wanted.items():
-                # Who has opened a vote of this look has read others': it comes too late.
-                if chunks and (index, wave) not in known and (index, look) not in locks:
-                    found = [self._finding(digest, case, spans[chunk]) for chunk in chunks]
-                    vote = self.keys[index].vote(subject, wave, found)
-                    salt = self.keys[index].salt(subject, wave)
-                    drafts[index, wave] = Ballot(vote.canonical(), salt)
+            # Who has opened a vote of this look has read others': it comes too late.
+            missing = {
+                index: chunks
+                for index, chunks in wanted.items()
+                if chunks and (index, wave) not in known and (index, look) not in locks
+            }
+            found = self._findings(
+                digest, case, spans, {c for each in missing.values() for c in each}
+            )
+            for index, chunks in missing.items():
+                vote = self.keys[index].vote(subject, wave, [found[chunk] for chunk in chunks])
+                salt = self.keys[index].salt(subject, wave)
+                drafts[index, wave] = Ballot(vote.canonical(), salt)
             if drafts:
                 self._journal.vote(digest, drafts)
                 known = self._journal.ballots(tuple(wanted), digest)
@@ -211,33 +217,56 @@ class ReviewOffice:
             for finding in Vote.from_canonical(ballot.vote).findings:
                 self._found.setdefault((digest, finding.chunk), finding)
 
-    def _finding(self, digest: bytes, case: Case, span: Span) -> ChunkFinding:
-        """What this host finds in a chunk; it looks once."""
-        if (found := self._found.get((digest, span.index))) is None:
+    def _findings(
+        self, digest: bytes, case: Case, spans: Sequence[Span], chunks: Collection[int]
+    ) -> dict[int, ChunkFinding]:
+        """What this host finds in some chunks: it looks at each once, and at all new ones
+        together."""
+        found = {c: self._found[digest, c] for c in chunks if (digest, c) in self._found}
+        new = [spans[c] for c in sorted(set(chunks) - found.keys())]
+        for finding in self._check(case, new) if new else []:
             while len(self._found) >= KEPT_FINDINGS:
                 del self._found[next(iter(self._found))]
-            found = self._found[digest, span.index] = self._check(case, span)
+            found[finding.chunk] = self._found[digest, finding.chunk] = finding
         return found
 
-    def _check(self, case: Case, span: Span) -> ChunkFinding:
-        """Verify and judge. Trouble on this side abstains: it must not accuse the node."""
-        spec, opinion = case.docket.spec, None
+    def _check(self, case: Case, spans: Sequence[Span]) -> list[ChunkFinding]:
+        """Verify and judge some chunks. Trouble on this side abstains: it must not accuse the
+        node."""
         try:
             reference = self._get_reference()
-            claim = Claim(spec, case.input, case.output, case.materials)
-            verdict = verify_proof(claim, case.proof, reference, self._workdir, span)
+            claim = Claim(case.docket.spec, case.input, case.output, case.materials)
+            verdicts = verify_spans(claim, case.proof, reference, self._workdir, spans)
+        except Exception as error:
+            return [self._unable(case, span, error) for span in spans]
+        return [
+            self._judge(case, span, verdict, reference)
+            for span, verdict in zip(spans, verdicts, strict=True)
+        ]
+
+    def _judge(
+        self, case: Case, span: Span, verdict: Verdict, reference: Reference
+    ) -> ChunkFinding:
+        opinion = None
+        try:
             if verdict.reexecuted is not None and verdict.outcome is Outcome.VALID:
                 claimed = verdict.claimed if verdict.claimed is not None else case.output
                 opinion = self._panel.compare(
                     claimed, verdict.reexecuted, Senses(embed=reference.embed)
                 )
         except Exception as error:
-            _log.exception("review of task %s failed here", spec.task_id.hex())
-            verdict = Verdict(
-                Outcome.CANNOT_TELL, 0, f"could not check: {type(error).__name__}: {error}"
-            )
-            opinion = None
-        finding = decide(verdict, opinion, spec.review.min_confidence_ppm)
+            return self._unable(case, span, error)
+        return self._decided(case, span, verdict, opinion)
+
+    def _unable(self, case: Case, span: Span, error: Exception) -> ChunkFinding:
+        _log.error("review of task %s failed here", case.docket.spec.task_id.hex(), exc_info=error)
+        said = f"could not check: {type(error).__name__}: {error}"
+        return self._decided(case, span, Verdict(Outcome.CANNOT_TELL, 0, said), None)
+
+    def _decided(
+        self, case: Case, span: Span, verdict: Verdict, opinion: Opinion | None
+    ) -> ChunkFinding:
+        finding = decide(verdict, opinion, case.docket.spec.review.min_confidence_ppm)
         return ChunkFinding(
             chunk=span.index,
             decision=finding.decision,
@@ -251,7 +280,7 @@ class ReviewOffice:
         where all are right."""
         case = Case.of(request)
         with self._reviewing:
-            found = [self._check(case, span).decision for span in spans_of(case.proof)]
+            found = [each.decision for each in self._check(case, spans_of(case.proof))]
         if VoteChoice.REJECT in found:
             return VoteChoice.REJECT
         return VoteChoice.ABSTAIN if VoteChoice.ABSTAIN in found else VoteChoice.ACCEPT
