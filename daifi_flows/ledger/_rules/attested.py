@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from daifi_flows.cnft import PPM, Attestation, Basis, Decision
+from daifi_flows.cnft import PPM, Attestation, Basis, Committee, Decision
 from daifi_flows.encoding import keccak256
 from daifi_flows.ledger._economics import Fault, split_price
 from daifi_flows.ledger._origins import Origin, work_of
@@ -26,8 +26,8 @@ __all__ = ["RULES", "check_attestation"]
 
 def check_attestation(
     ctx: Context, task: TaskRecord, attestation: Attestation, decision: Decision
-) -> None:
-    """Check an attestation against the committed proof.
+) -> Committee:
+    """Check an attestation against the committed proof; whose it is.
 
     It may be of the committee that was in office when the proof was committed, or of a later one;
     in its time of grace, of one that left (:meth:`Context.attesting`). That a review is waived
@@ -67,6 +67,7 @@ def check_attestation(
             f"{task.spec.review.min_confidence_ppm}",
         )
     require_quorum(committee, attestation.signers, attestation.message(), attestation.signature)
+    return committee
 
 
 def _check_waived(ctx: Context, task: TaskRecord, attestation: Attestation) -> None:
@@ -99,7 +100,7 @@ def settle(ctx: Context, tx: Settle) -> Facts:
             "assigned too long ago; expire it for a refund",
         )
     attestation = tx.attestation
-    check_attestation(ctx, task, attestation, Decision.ACCEPTED)
+    committee = check_attestation(ctx, task, attestation, Decision.ACCEPTED)
     assert task.proof is not None, "a committed task has a proof"
     node, price = attestation.node, task.price_wei
     waived = attestation.basis is Basis.WAIVED
@@ -116,10 +117,9 @@ def settle(ctx: Context, tx: Settle) -> Facts:
     disengage(ctx, task)
     payments = lock(ctx, node, split.node_wei, "node")
     if waived:
-        for seat in ctx.committee_of(attestation.epoch).signers(attestation.signers):
+        for seat in committee.signers(attestation.signers):
             payments += ctx.credit(seat.account, split.seat_wei, "committee")
     else:
-        committee = ctx.committee_of(attestation.epoch)
         payments += record_service(ctx, committee, attestation.signers, split.seat_wei)
     for owner in owners:
         payments += ctx.credit(owner, split.owner_wei, "royalty")
@@ -179,9 +179,9 @@ def reject(ctx: Context, tx: Reject) -> Facts:
     """Slash the node, bar it from this task, reopen the task. The sender is the reporter."""
     task = require_task(ctx, tx.attestation.task_id)
     require_state(task, TaskState.COMMITTED)
-    check_attestation(ctx, task, tx.attestation, Decision.REJECTED)
+    committee = check_attestation(ctx, task, tx.attestation, Decision.REJECTED)
     node = tx.attestation.node
-    record_service(ctx, ctx.committee_of(tx.attestation.epoch), tx.attestation.signers)
+    record_service(ctx, committee, tx.attestation.signers)
     record_rejection(ctx, node)
     payments = slash(ctx, node, Fault.REJECTED, tx.sender)
     reopen(ctx, task, (*task.barred, node))
