@@ -130,10 +130,15 @@ def operator_consent(ledger_id: bytes, node: str, operator: str) -> bytes:
 
 
 class CandidateList(Record):
-    """Whose offers stand, by address. One record."""
+    """Whose offers stand, by address. One record.
+
+    Attributes:
+        pledges_wei: of each: what the lowest is must be cheap to tell to whoever is refused.
+    """
 
     prefix: ClassVar[bytes] = b"L"
     addresses: tuple[Address, ...] = ()
+    pledges_wei: tuple[Wei, ...] = ()
 
     def key(self) -> bytes:
         return self.prefix

@@ -86,10 +86,9 @@ def offer_seat(ctx: Context, tx: OfferSeat) -> Facts:
     if before is not None and tx.pledge_wei < before.pledge_wei and _is_needed(ctx, tx.sender):
         refuse("bad-state", f"{tx.sender} is on a roll or has a seat: its pledge cannot be lowered")
     offers = _offers(ctx)
-    if tx.sender not in offers:
-        if len(offers) >= MAX_OFFERS:
-            offers = _displace(ctx, offers, tx.pledge_wei)
-        _set_offers(ctx, (*offers, tx.sender))
+    if tx.sender not in offers and len(offers) >= MAX_OFFERS:
+        _displace(ctx, offers, tx.pledge_wei)
+    _set_offers(ctx, offers | {tx.sender: tx.pledge_wei})
     ctx.layer.put(CandidateRecord(address=tx.sender, pledge_wei=tx.pledge_wei, operator=operator))
     return {"node": tx.sender}
 
@@ -113,25 +112,29 @@ def _operator(ctx: Context, tx: OfferSeat, info: NodeInfo) -> str | None:
     return operator
 
 
-def _offers(ctx: Context) -> tuple[str, ...]:
+def _offers(ctx: Context) -> dict[str, int]:
+    """Whose offers stand, and what each pledges, in wei."""
     found = ctx.layer.find(CandidateList, CandidateList.prefix)
-    return found.addresses if found is not None else ()
+    if found is None:
+        return {}
+    return dict(zip(found.addresses, found.pledges_wei, strict=True))
 
 
-def _set_offers(ctx: Context, addresses: tuple[str, ...]) -> None:
-    ctx.layer.put(CandidateList(addresses=tuple(sorted(addresses))))
+def _set_offers(ctx: Context, offers: Mapping[str, int]) -> None:
+    addresses = tuple(sorted(offers))
+    pledges_wei = tuple(offers[address] for address in addresses)
+    ctx.layer.put(CandidateList(addresses=addresses, pledges_wei=pledges_wei))
 
 
-def _displace(ctx: Context, offers: tuple[str, ...], pledge_wei: int) -> tuple[str, ...]:
+def _displace(ctx: Context, offers: dict[str, int], pledge_wei: int) -> None:
     """Make room for a higher pledge: else small ones could fill the list for good."""
-    pledges = [(_require_candidate(ctx, address).pledge_wei, address) for address in offers]
-    least_wei, least = min(pledges)
+    least_wei, least = min((pledge, address) for address, pledge in offers.items())
     if pledge_wei <= least_wei:
         refuse(
             "bad-state", f"{MAX_OFFERS} candidates pledge {least_wei} wei or more; pledge over that"
         )
+    del offers[least]
     _take_back(ctx, least)
-    return tuple(address for address in offers if address != least)
 
 
 def _require_candidate(ctx: Context, address: str) -> CandidateRecord:
@@ -145,7 +148,8 @@ def withdraw_offer(ctx: Context, tx: WithdrawOffer) -> Facts:
     offers = _offers(ctx)
     if tx.sender not in offers:
         refuse("unknown", f"{tx.sender} offers itself for no seat")
-    _set_offers(ctx, tuple(address for address in offers if address != tx.sender))
+    del offers[tx.sender]
+    _set_offers(ctx, offers)
     _take_back(ctx, tx.sender)
     return {"node": tx.sender}
 
