@@ -9,8 +9,8 @@ honest seat journals what it signs before it says it and signs one block a heigh
 has signed that the rounds before were passed over; and a seat that signed a block passes over no
 round up to it. So of two blocks at one height at most one finds 14 signers, whoever proposes them,
 and whatever a writer believes about being the only one. Which committee certifies a height follows
-from the state after its parent, so it is one also where the committee changes. The file's lock keeps two processes from
-one file; it is not what safety rests on.
+from the state after its parent, so it is one also where the committee changes. The file's lock
+keeps two processes from one file; it is not what safety rests on.
 
 Terms keep an old writer from disturbing the new one. Each start of a writer takes a term above
 every term in its file, its mark and its clock. Its first question to the seats and its proposals
