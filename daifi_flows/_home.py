@@ -27,7 +27,7 @@ from pathlib import Path
 
 from daifi_flows.cnft import Committee, Content, Noun, TaskSpec
 from daifi_flows.encoding import canonical_json, decode_canonical_json
-from daifi_flows.epochs import CommitteeChain
+from daifi_flows.epochs import MAX_FILE_BYTES, CommitteeChain
 from daifi_flows.errors import ConfigError, DaifiError, EncodingError
 
 __all__ = [
@@ -102,7 +102,8 @@ def read_handovers(path: Path) -> CommitteeChain:
         ConfigError: missing or damaged.
     """
     try:
-        return CommitteeChain.from_json(path.read_bytes())
+        with path.open("rb") as file:
+            return CommitteeChain.from_json(file.read(MAX_FILE_BYTES + 1))
     except OSError as error:
         raise ConfigError(f"file {path} of handovers cannot be read: {error.strerror}") from error
     except EncodingError as error:

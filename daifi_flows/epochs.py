@@ -25,6 +25,7 @@ from daifi_flows.keys import check_possession, verify_bls_aggregate
 from daifi_flows.threshold import shares_sound
 
 __all__ = [
+    "MAX_FILE_BYTES",
     "MAX_HANDOVERS",
     "CommitteeChain",
     "Committees",
@@ -38,6 +39,8 @@ __all__ = [
 
 MAX_HANDOVERS: Final = 4_096
 """Most handovers read from one file: eleven years of days."""
+MAX_FILE_BYTES: Final = 64 * 1024 * 1024
+"""Largest file of handovers: one of 21 seats has 12 kB as JSON."""
 
 
 def handover_message(
@@ -157,8 +160,10 @@ class CommitteeChain(Noun):
         """Read a file. Nothing is verified; :class:`Committees` does that.
 
         Raises:
-            EncodingError: it is no such file.
+            EncodingError: it is no such file, or larger than :data:`MAX_FILE_BYTES`.
         """
+        if len(data) > MAX_FILE_BYTES:
+            raise EncodingError(f"a file of handovers has at most {MAX_FILE_BYTES} bytes")
         return cls.from_plain(parse_json(data))
 
 

@@ -10,6 +10,7 @@ import pytest
 from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate, Seat
 from daifi_flows.encoding import keccak256
 from daifi_flows.epochs import (
+    MAX_FILE_BYTES,
     CommitteeChain,
     Committees,
     DrawTerms,
@@ -207,6 +208,8 @@ def test_a_file_of_handovers() -> None:
     for junk in (b"", b"[]", b"{}}", b'{"handovers": 3}', data[:-9], data.replace(b"0x", b"0X")):
         with pytest.raises(EncodingError):
             CommitteeChain.from_json(junk)
+    with pytest.raises(EncodingError, match="at most"):
+        CommitteeChain.from_json(b" " * (MAX_FILE_BYTES + 1))
 
 
 def test_what_makes_a_committee_unable_to_certify() -> None:
