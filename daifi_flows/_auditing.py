@@ -34,13 +34,12 @@ from daifi_flows.cnft import (
     ReviewRequest,
     TaskSpec,
 )
-from daifi_flows.dispute import DisputeAttestation, DisputeFinding
+from daifi_flows.dispute import MAX_DISPUTES, DisputeAttestation, DisputeFinding
 from daifi_flows.encoding import cid_of, keccak256
 from daifi_flows.errors import DaifiError, EncodingError, TransactionRefused
 from daifi_flows.keys import Account
 from daifi_flows.ledger import Params, TaskRecord, TaskState
 from daifi_flows.ledger._disputes import DisputeRecord, dispute_key
-from daifi_flows.ledger._params import MAX_DISPUTES
 from daifi_flows.ledger._tx.disputes import Dispute, ResolveDispute
 from daifi_flows.review_rate import drawn_for_audit
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 from daifi_flows._noun import Address, Bytes32, Bytes96, Cid, Noun, Uint
 from daifi_flows.encoding import canonical
 
-__all__ = ["DisputeAttestation", "DisputeFinding", "DisputeStatement"]
+__all__ = ["MAX_DISPUTES", "DisputeAttestation", "DisputeFinding", "DisputeStatement"]
+
+MAX_DISPUTES: Final = 3
+"""Most disputes about one output: each that the committee leaves open makes room for one more."""
 
 
 class DisputeFinding(StrEnum):

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from daifi_flows.cnft import Bytes65, Committee, Noun, ReviewRequest, VoteChoice
-from daifi_flows.dispute import DisputeFinding, DisputeStatement
+from daifi_flows.dispute import MAX_DISPUTES, DisputeFinding, DisputeStatement
 from daifi_flows.encoding import cid_sha256, keccak256, tagged_hash
 from daifi_flows.errors import CommitteeError, KeyMaterialError
 from daifi_flows.judges._seat import SeatKeys
@@ -219,6 +219,8 @@ class StatementDesk:
     def _dispute(self, question: DisputeQuestion) -> StatementReply:
         if fault := _review_fault(question.review, self._committee):
             raise CommitteeError(f"the dispute cannot be looked into: {fault}")
+        if not 0 <= question.number < MAX_DISPUTES:  # each number is a review of its own
+            raise CommitteeError(f"an output is disputed at most {MAX_DISPUTES} times")
         statements = {finding: question.statement(finding) for finding in DisputeFinding}
         place = keccak256(statements[DisputeFinding.UNDECIDED].message())
         seats = tuple(self._keys)

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Final, Self
 from pydantic import Field, model_validator
 
 from daifi_flows.cnft import PPM, Address, Bytes32, Committee, Noun, Ppm, Uint, Wei
+from daifi_flows.dispute import MAX_DISPUTES
 from daifi_flows.encoding import tagged_hash
 from daifi_flows.epochs import committee_fault
 from daifi_flows.errors import LedgerError
@@ -17,7 +18,6 @@ from daifi_flows.ledger._records import ZERO_ADDRESS, Record
 from daifi_flows.review_rate import ReviewTerms
 
 __all__ = [
-    "MAX_DISPUTES",
     "MAX_SLASH_PPM",
     "Allocation",
     "BidParams",
@@ -38,8 +38,6 @@ __all__ = [
 
 MAX_SLASH_PPM: Final = 500_000
 """A slash takes at most half of what a node has at stake (white paper, slashing)."""
-MAX_DISPUTES: Final = 3
-"""Most disputes about one output: each that the committee leaves open makes room for one more."""
 _MAX_FEE_PER_BYTE_WEI: Final = 10**12
 _UINT128: Final = 2**128
 _UINT256: Final = 2**256

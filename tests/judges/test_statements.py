@@ -225,6 +225,9 @@ def test_what_the_requester_gets_wrong_accuses_nobody(
     ):  # fmt: skip
         with pytest.raises(CommitteeError):
             desk.answer(DisputeQuestion(wrong, 0))
+    for number in (-1, 3, 2**63):
+        with pytest.raises(CommitteeError, match="at most 3 times"):
+            desk.answer(DisputeQuestion(request, number))
     with pytest.raises(CommitteeError):
         desk.answer("rubbish")
     assert desk.answer(DisputeQuestion(request, 0)).signed[0][1] == DISMISSED.value

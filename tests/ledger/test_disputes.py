@@ -12,13 +12,12 @@ from ledger_kit import make_spec as spec_of
 from market_bench import STAKE, Market
 
 from daifi_flows.cnft import PPM, token_id_of
-from daifi_flows.dispute import DisputeFinding
+from daifi_flows.dispute import MAX_DISPUTES, DisputeFinding
 from daifi_flows.encoding import cid_of
 from daifi_flows.ledger import Params, TaskState
 from daifi_flows.ledger._disputes import DisputeRecord, dispute_key
 from daifi_flows.ledger._epochs import NodeEpochRecord, node_epoch_key
 from daifi_flows.ledger._params import (
-    MAX_DISPUTES,
     BidParams,
     DisputeParams,
     RewardParams,

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Final
 
 from daifi_flows.cnft import Content, token_id_of
+from daifi_flows.dispute import MAX_DISPUTES
 from daifi_flows.encoding import cid_of, tagged_hash
 from daifi_flows.errors import EncodingError, TransactionRefused
 from daifi_flows.ledger._disputes import DisputeRecord, dispute_key
 from daifi_flows.ledger._economics import royalty_wei
 from daifi_flows.ledger._origins import Origin, TokenKind, reference_id_of, work_of
-from daifi_flows.ledger._params import MAX_DISPUTES
 from daifi_flows.ledger._records import TaskRecord, TaskState, TokenRecord
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
 from daifi_flows.ledger._rules._minting import (

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from daifi_flows.cnft import PPM, Payment
-from daifi_flows.dispute import DisputeFinding, DisputeStatement
+from daifi_flows.dispute import MAX_DISPUTES, DisputeFinding, DisputeStatement
 from daifi_flows.encoding import keccak256
 from daifi_flows.ledger._disputes import DisputeRecord, dispute_key
 from daifi_flows.ledger._economics import Fault
-from daifi_flows.ledger._params import MAX_DISPUTES
 from daifi_flows.ledger._records import TaskRecord, TaskState
 from daifi_flows.ledger._rules._context import Context, Facts, Rule, refuse
 from daifi_flows.ledger._rules._quorum import require_quorum
