@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate, Seat
 from daifi_flows.encoding import keccak256
@@ -210,6 +213,26 @@ def test_a_file_of_handovers() -> None:
             CommitteeChain.from_json(junk)
     with pytest.raises(EncodingError, match="at most"):
         CommitteeChain.from_json(b" " * (MAX_FILE_BYTES + 1))
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_any_bytes_are_a_chain_or_a_typed_error(data: bytes) -> None:
+    with suppress(EncodingError):
+        assert isinstance(CommitteeChain.from_json(data), CommitteeChain)
+
+
+@given(st.data())
+def test_any_changed_byte_of_a_chain_leads_nowhere_new(data: st.DataObject) -> None:
+    """It is the same chain in another spelling, or none."""
+    raw = bytearray(CommitteeChain(handovers=tuple(CHAIN[:1])).to_json())
+    at = data.draw(st.integers(0, len(raw) - 1))
+    raw[at] = data.draw(st.integers(0, 255))
+    try:
+        found = CommitteeChain.from_json(bytes(raw))
+        Committees(ALL[0], found.handovers)
+    except EncodingError:
+        return
+    assert found.handovers == tuple(CHAIN[:1])
 
 
 def test_what_makes_a_committee_unable_to_certify() -> None:
