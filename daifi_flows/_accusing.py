@@ -62,7 +62,7 @@ async def _shown(
     first = item.commits[0]
     if item.kind == "copy":
         return await settlement.report_copied_vote(subject, first, item.opening, reporter)
-    if item.kind == "false-accusation":
+    if item.kind in ("false-accusation", "false-acceptance"):
         return await settlement.report_false_vote(
             subject, first, item.opening, attestation, reporter
         )

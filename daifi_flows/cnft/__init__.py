@@ -54,6 +54,7 @@ from daifi_flows.cnft._results import (
 from daifi_flows.cnft._reviews import (
     FULL_WAVE,
     MAX_CHUNKS,
+    SURE_PPM,
     Attestation,
     Basis,
     ChunkFinding,
@@ -71,6 +72,7 @@ __all__ = [
     "FULL_WAVE",
     "MAX_CHUNKS",
     "PPM",
+    "SURE_PPM",
     "Address",
     "Attestation",
     "Basis",

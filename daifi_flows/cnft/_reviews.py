@@ -18,6 +18,7 @@ from daifi_flows.encoding import canonical, tagged_hash
 __all__ = [
     "FULL_WAVE",
     "MAX_CHUNKS",
+    "SURE_PPM",
     "Attestation",
     "Basis",
     "ChunkFinding",
@@ -35,6 +36,11 @@ MAX_CHUNKS: Final = 64
 FULL_WAVE: Final = 7
 """The wave in which all seats are asked about a disputed chunk. Wave 0 asks the first f+1 seats of
 each chunk, and those between replace seats that stayed silent."""
+
+
+SURE_PPM: Final = 999_000
+"""Confidence of a rejection from which on whoever accepted the output is at fault: that was no
+matter of rounding."""
 
 
 class Basis(StrEnum):

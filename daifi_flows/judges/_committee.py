@@ -27,6 +27,7 @@ from enum import StrEnum
 
 from daifi_flows.cnft import (
     FULL_WAVE,
+    SURE_PPM,
     Attestation,
     Basis,
     ChunkFinding,
@@ -416,12 +417,29 @@ class ReviewState:
 
     def evidence(self) -> tuple[Evidence, ...]:
         """Provable misbehaviour, in one order."""
-        accusers: dict[int, VoteReveal] = {}
-        if self.phase is Phase.SIGN and self.tally().decision is Decision.ACCEPTED:
-            for slot, reveal in sorted(self.reveals.items()):
-                if any(each.decision is VoteChoice.REJECT for each in reveal.vote.findings):
-                    accusers.setdefault(slot[0], reveal)
-        return find_evidence(self.commits, self.late, self.reveals, false_accusers=accusers)
+        kind, wrong = self._false_votes()
+        votes: dict[int, VoteReveal] = {}
+        for slot, reveal in sorted(self.reveals.items()):
+            if any(finding.decision is wrong for finding in reveal.vote.findings):
+                votes.setdefault(slot[0], reveal)
+        return find_evidence(
+            self.commits, self.late, self.reveals, false_kind=kind, false_votes=votes
+        )
+
+    def _false_votes(self) -> tuple[str, VoteChoice | None]:
+        """Which votes the outcome proves wrong, and what that is called.
+
+        A rejection does not say which chunk was wrong: it convicts nobody where there are several.
+        """
+        if self.phase is not Phase.SIGN:
+            return "", None
+        tally = self.tally()
+        if tally.decision is Decision.ACCEPTED:
+            return "false-accusation", VoteChoice.REJECT
+        sure = tally.decision is Decision.REJECTED and tally.confidence_ppm >= SURE_PPM
+        if sure and self.subject.chunks == 1:
+            return "false-acceptance", VoteChoice.ACCEPT
+        return "", None
 
     def dropped(self) -> tuple[Complaint, ...]:
         """Kinds of messages that were dropped, in one order."""

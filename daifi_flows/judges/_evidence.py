@@ -39,6 +39,8 @@ class Evidence(Noun):
     ``opening`` shows to be another seat's.
     ``false-accusation``: ``opening`` opens ``commits[0]``, signed by ``seat``, and rejects a chunk
     of an output that the review's attestation accepts.
+    ``false-acceptance``: it accepts an output, checked as a whole, that the attestation rejects
+    for sure.
     """
 
     kind: str
@@ -59,13 +61,14 @@ def find_evidence(
     late: Ballots,
     reveals: Mapping[tuple[int, int], VoteReveal],
     *,
-    false_accusers: Mapping[int, VoteReveal],
+    false_kind: str,
+    false_votes: Mapping[int, VoteReveal],
 ) -> tuple[Evidence, ...]:
     """Provable misbehaviour, in one order; of a kind, one proof a seat.
 
     Args:
         late: commits that came after the set was closed: they count for nothing else.
-        false_accusers: openings of seats that reject what the committee accepts.
+        false_votes: openings of seats that are of kind ``false_kind``.
     """
     found: dict[tuple[str, int], Evidence] = {}
     for slot in sorted({*ballots, *late}):
@@ -84,11 +87,11 @@ def find_evidence(
                     ("copy", seat),
                     Evidence(kind="copy", seat=seat, commits=(copies[0], theirs), opening=reveal),
                 )
-    for seat, reveal in sorted(false_accusers.items()):
+    for seat, reveal in sorted(false_votes.items()):
         commit = ballots[seat, reveal.vote.wave][0]
         found.setdefault(
-            ("false-accusation", seat),
-            Evidence(kind="false-accusation", seat=seat, commits=(commit,), opening=reveal),
+            (false_kind, seat),
+            Evidence(kind=false_kind, seat=seat, commits=(commit,), opening=reveal),
         )
     return tuple(
         found[key]

@@ -485,6 +485,18 @@ def test_a_false_accusation_is_evidence_once_the_output_is_accepted(bench: Bench
     assert others.tally().decision is Decision.REJECTED and not others.evidence()
 
 
+@pytest.mark.parametrize(("ppm", "accused"), [(999_000, [2, 6, 20]), (998_999, [])])
+def test_to_accept_what_is_wrong_for_sure_is_evidence(
+    bench: Bench, ppm: int, accused: list[int]
+) -> None:
+    votes = {seat: (ACCEPT, 999_000) if seat in (2, 6, 20) else (REJECT, ppm) for seat in range(21)}
+    state = bench.full(votes, {seat: votes[seat] for seat in range(7)})
+    assert state.tally().decision is Decision.REJECTED
+    assert [(item.kind, item.seat) for item in state.evidence()] == [
+        ("false-acceptance", seat) for seat in accused
+    ]
+
+
 def test_conflicted_seats_do_not_judge(seats_of: Any) -> None:
     seats = seats_of(21)
     bench = Bench(seats, operator=seats.committee.seats[4].account)

@@ -14,9 +14,9 @@ vote names its seat, and what an honest seat signs opens to its own vote alone.
   could come to it.
 - *A false acceptance.* A seat that accepts everything unseen saves the work of checking, and is
   caught only by what is wrong. It costs as much as a false accusation, and counts only where the
-  quorum that rejected was sure (:data:`SURE_PPM`) and the output was one part: an attestation does
-  not say which of several was wrong. A borderline output, which a node could craft to divide honest
-  seats, convicts nobody.
+  quorum that rejected was sure (:data:`~daifi_flows.cnft.SURE_PPM`) and the output was one part:
+  an attestation does not say which of several was wrong. A borderline output, which a node could
+  craft to divide honest seats, convicts nobody.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from daifi_flows.cnft import (
+    SURE_PPM,
     Attestation,
     Basis,
     Committee,
@@ -58,10 +59,7 @@ from daifi_flows.ledger._tx.evidence import (
     VoteEquivocation,
 )
 
-__all__ = ["RULES", "SURE_PPM"]
-
-SURE_PPM: Final = 999_000
-"""Confidence of a rejection from which on accepting was no matter of rounding."""
+__all__ = ["RULES"]
 
 
 def vote_equivocation(ctx: Context, tx: VoteEquivocation) -> Facts:
