@@ -248,6 +248,8 @@ class ReviewClient:
         loop = asyncio.get_running_loop()
         # A host that nobody hears of may have the seat, and hang: half of the time is kept.
         until = loop.time() + (run.deadline - loop.time()) / 2
+        if not wanted.keys() & run.where.keys():
+            until = min(until, loop.time() + self.grace_s)
         before = len(run.state.committed(full=False))
 
         def absorb(_: int, reply: CommitReply) -> None:
