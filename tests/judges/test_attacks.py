@@ -51,7 +51,7 @@ async def test_on_real_seat_hosts(
 
     hosts = start_seat_hosts(
         seats.committee, seats.folder, reference_factory=doubling(), validator_factory=None,
-        workdir=tmp_path / "seats", hosts=3, byzantine=attack.traitors,
+        workdir=tmp_path / "seats", hosts=2, byzantine=attack.traitors,
     )  # fmt: skip
     try:
         client = CommitteeClient(hosts, seats.committee, grace_s=1.0)

@@ -185,7 +185,7 @@ def test_a_lying_client_gets_no_second_and_no_wrong_finding(
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=15, stateful_step_count=30, deadline=None,
+            max_examples=12, stateful_step_count=30, deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip
