@@ -17,7 +17,20 @@ from committee_bench import (
     drawn_committee,
     handed_over,
 )
-from ledger_kit import BUILDER, BUYER, COMMITTEE, DAI, STRANGER, T0
+from ledger_kit import (
+    BUILDER,
+    BUYER,
+    COMMITTEE,
+    DAI,
+    NODE,
+    PROOF_CID,
+    STRANGER,
+    T0,
+    attest,
+    info_of,
+    make_header,
+    make_spec,
+)
 from typer.testing import CliRunner
 
 from daifi_flows._home import read_committee, read_handovers
@@ -48,6 +61,7 @@ from daifi_flows.ledger._blocks import CertifiedBlock, certificate_valid
 from daifi_flows.ledger._snapshot import open_snapshot, snapshots_in, take_snapshot
 from daifi_flows.ledger._tx.committee import HandOver
 from daifi_flows.sortition import check_draw
+from daifi_flows.verify import verify_attestation, verify_receipt
 
 
 class World:
@@ -362,6 +376,45 @@ async def test_without_a_handover_the_old_committee_goes_on(tmp_path: Path) -> N
         await world.pay()
         assert (await world.service.head())[0].epoch == 2
     assert audit(world.path).tasks == {}
+
+
+async def test_a_review_under_way_in_a_handover_is_settled_after_it(tmp_path: Path) -> None:
+    async with World(tmp_path / "ledger.db") as world:
+        await world.offer_all()
+        await world.draw()
+        ledger = world.client
+        await ledger.register(info_of(NODE), NODE)
+        await ledger.stake(50 * DAI, NODE)
+        spec = make_spec(deadline_ms=world.now + 60_000)
+        await ledger.open_escrow(spec, BUYER)
+        await ledger.assign(spec.task_id, NODE.address, 2 * DAI, BUYER)
+        await ledger.commit(spec.task_id, make_header(spec), PROOF_CID, BUYER)
+        found = attest(spec, ledger_id=GENESIS.ledger_id)  # the first committee's
+        await world.hand_over()
+        receipt = await ledger.settle(found, bytes(32), BUYER)
+        assert receipt.header.epoch == 2
+        paid = {payment.to for payment in receipt.leaf.payments if payment.reason == "committee"}
+        assert paid <= {seat.account for seat in COMMITTEE.seats} and paid
+        # What an auditor gets: an attestation of one epoch in a block of the next.
+        attestation, settled = await ledger.attestation_receipt(spec.task_id) or (None, None)
+        assert attestation is not None and settled is not None
+        known = Committees(COMMITTEE, (await world.service.handovers()).handovers)
+        assert verify_attestation(attestation, known.of(attestation.epoch)) == 14
+        verify_receipt(settled, known)
+    assert audit(world.path).tasks == {"settled": 1}
+
+
+async def test_the_new_seats_pass_over_one_another(rotated: World) -> None:
+    """Rounds after a handover are the new committee's to skip, and audits check that they did."""
+    await rotated.draw()
+    await rotated.hand_over()
+    rotated.seats.silent = set(range(21)) - {5}
+    await rotated.pay()
+    header = (await rotated.service.head())[0]
+    fourth = await rotated.service.committee()
+    assert header.epoch == 4 and header.proposer == fourth.seats[5].account
+    rotated.seats.silent = set()
+    assert audit(rotated.path).head == header.digest
 
 
 async def test_a_handover_sent_twice_has_one_receipt(rotated: World) -> None:
