@@ -298,6 +298,8 @@ class CommitteeClient:
     Args:
         hosts: seat host actors.
         committee: whose seats they hold.
+        successors: finds the seat hosts of a later committee; without it nothing is reviewed after
+            a handover.
         timeout_s: for a whole review, restarts of hosts included.
         grace_s: how long the rest is waited for once a quorum has answered.
 
@@ -310,22 +312,30 @@ class CommitteeClient:
         hosts: Sequence[ActorHandle[Any]],
         committee: Committee,
         *,
+        successors: Callable[[Committee], Sequence[ActorHandle[Any]]] | None = None,
         timeout_s: float = 300.0,
         grace_s: float = 15.0,
     ) -> None:
         self.committee = committee
         seats = [RaySeats(host) for host in hosts]
-        self._client = ReviewClient(seats, committee, timeout_s=timeout_s, grace_s=grace_s)
+        self._successors = successors
+        self._limits = {"timeout_s": timeout_s, "grace_s": grace_s}
+        self._client = ReviewClient(seats, committee, **self._limits)
         self._statements = StatementClient(seats, committee, timeout_s=timeout_s)
 
     async def review(self, request: ReviewRequest) -> tuple[Attestation, ReviewReport]:
-        """The committee's signed finding on a node's result, and the account of how it came.
+        """The finding of the request's committee on a node's result, and the account of how it
+        came.
 
         Idempotent: a review that was interrupted is continued, a finished one found again.
 
         Raises:
             CommitteeError: no quorum answered in time, or the seats refuse the request.
         """
+        later = request.committee
+        if self._successors is not None and later.epoch > self._client.committee.epoch:
+            seats = [RaySeats(host) for host in self._successors(later)]
+            self._client = ReviewClient(seats, later, **self._limits)
         return await self._client.review(request, share=ray.put)
 
     async def dispute(self, review: ReviewRequest, number: int = 0) -> DisputeAttestation | None:

@@ -15,7 +15,7 @@ from review_kit import check
 
 from daifi_flows.cnft import BlockHeader, Decision, QuorumCertificate
 from daifi_flows.errors import CommitteeError
-from daifi_flows.judges import ReviewState, subject_of
+from daifi_flows.judges import ReviewState, make_committee, subject_of
 from daifi_flows.judges._messages import Case, pack
 from daifi_flows.judges.actor import CommitteeClient, RayCertifier, start_seat_hosts
 from daifi_flows.keys import Account, verify_bls
@@ -113,7 +113,7 @@ async def test_a_review_with_six_traitors_on_three_hosts(
     client = CommitteeClient(hosts, seats.committee, grace_s=1.0)
     attestation, report = await client.review(request_of(output))
     check(attestation, seats.committee, Decision(decision))
-    assert {proof.seat for proof in report.evidence} <= {5, 11, 14, 20}
+    assert {proof.seat for proof in report.evidence} <= traitors.keys()
     assert pickle.loads(pickle.dumps(report)) == report
 
 
@@ -217,3 +217,31 @@ async def test_errors_cross_ray_as_this_packages(
         await client.review(request_of(committee=stranger))
     with pytest.raises(CommitteeError, match="cannot be spread"):
         start(22)
+
+
+async def test_a_later_committee_reviews_after_a_handover(
+    cluster: None, seats: Any, request_of: Any, tmp_path: Path, doubling: Any
+) -> None:
+    folder = tmp_path / "later"
+    later = make_committee(folder, 4, epoch=seats.committee.epoch + 1)
+    hosts = start_seat_hosts(
+        later, folder, reference_factory=doubling(), validator_factory=None,
+        workdir=tmp_path / "later-seats", hosts=1,
+    )  # fmt: skip
+    asked: list[int] = []
+
+    def successors(committee: Any) -> Any:
+        asked.append(committee.epoch)
+        return hosts
+
+    try:
+        client = CommitteeClient([], seats.committee, successors=successors, timeout_s=60)
+        for attempt in range(2):
+            attestation, _ = await client.review(request_of(attempt=attempt, committee=later))
+            check(attestation, later, Decision.ACCEPTED)
+            assert attestation.epoch == later.epoch
+        assert asked == [later.epoch]
+        with pytest.raises(CommitteeError, match="another committee"):
+            await client.review(request_of())
+    finally:
+        ray.kill(hosts[0])
