@@ -79,6 +79,32 @@ def test_activations_are_the_output_layers_input(
     np.testing.assert_allclose(found["activations"] @ rows.T, prefill.logits, atol=1e-2)
 
 
+def test_a_later_part_of_an_answer_is_scored_as_in_the_whole(
+    reference: EngineReference, tiny_ref: ModelRef, make_spec: Make, ask: Ask
+) -> None:
+    spec = make_spec(tiny_ref, ask())
+    tokens = [(7 * n) % 90 + 2 for n in range(80)]
+    for passes in (reference.prefill, reference.prefill_again):
+        whole = passes(spec, tokens[:10], tokens[10:])
+        part = passes(spec, tokens[:42], tokens[42:74])
+        assert whole is not None and part is not None
+        assert part.logits.shape[0] == 32
+        np.testing.assert_allclose(part.logits, whole.logits[32:64], atol=1e-2)
+        np.testing.assert_allclose(part.hidden, whole.hidden[32:64], atol=1e-3)
+
+
+def test_logits_are_widened_without_a_change(engine: Engine) -> None:
+    import torch
+
+    from daifi_flows.ray_mesh.engines._llm import _widened
+
+    for kind in (torch.bfloat16, torch.float16, torch.float32):
+        given = torch.linspace(-30, 30, 3 * 700).reshape(3, 700).to(kind)
+        rows = _widened(given)
+        assert rows.dtype == np.float32
+        assert np.array_equal(rows, given.float().numpy())
+
+
 def test_a_batch_gives_the_answers_of_its_rows(
     engine: TransformersEngine, tiny_ref: ModelRef
 ) -> None:
