@@ -300,7 +300,7 @@ async def test_seats_that_cannot_agree_dispute_nothing(world: World, tmp_path: P
                 (seat, DisputeFinding.UPHELD.value if seat < 10 else finding, signature)
                 for seat, finding, signature in reply.signed
             ]
-            return StatementReply(signed=tuple(flipped))
+            return StatementReply(seats=reply.seats, signed=tuple(flipped))
 
     work = await drawn_work(world, 42)
     world.desk = Split(tmp_path / "split")

@@ -172,7 +172,7 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     monkeypatch.setattr(
         SeatKeys,
         "load",
-        lambda _, i: SeatKeys(i, SEAT_KEYS[i], SEAT_ACCOUNTS[i], DEALING.secrets[i]),
+        lambda _, i, *_share: SeatKeys(i, SEAT_KEYS[i], SEAT_ACCOUNTS[i], DEALING.secrets[i]),
     )
     service = LedgerService(tmp_path / "ledger.db", genesis, SeatsHere(genesis), builder=BUILDER)
     await service.start()

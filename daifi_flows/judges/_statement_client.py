@@ -68,7 +68,7 @@ class StatementClient:
 
     async def dispute(self, review: ReviewRequest, number: int = 0) -> DisputeAttestation | None:
         """All seats' finding about a settled output: reviewed again in full, whatever was found
-        before. ``None`` when no finding has a quorum. Asking again gives the same.
+        before. ``None`` when no finding has a quorum; a finding that has one never changes.
 
         Args:
             number: which dispute about the output it is for, from 0.
@@ -82,10 +82,10 @@ class StatementClient:
         answered: set[int] = set()
 
         def absorb(reply: StatementReply) -> bool:
+            answered.update(reply.seats[:_MAX_PARTIALS])
             for seat, finding, signature in reply.signed[:_MAX_PARTIALS]:
                 if finding in _FINDINGS:
                     partials[DisputeFinding(finding)].setdefault(seat, signature)
-                    answered.add(seat)
             for finding, given in partials.items():
                 if len(given) >= self.committee.quorum and not found:
                     message = question.statement(finding).message()

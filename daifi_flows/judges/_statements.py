@@ -1,10 +1,11 @@
 """What seats sign beside attestations: findings about disputed outputs, and batches.
 
 **Disputes.** Every seat reviews the whole output again, by the same verification as any review,
-and signs what it found itself: ``upheld``, ``dismissed`` or ``undecided``. A seat signs one finding
-about one dispute, ever, so two findings cannot both have a quorum. Where none has one, the dispute
-ends on the ledger when its time is over, which gives everybody their own back, as ``undecided``
-does.
+and signs what it found itself: ``upheld`` or ``dismissed``. A seat signs one finding about one
+dispute, ever, so two findings cannot both have a quorum. A seat that cannot tell signs nothing, and
+can be asked again: else a node could ask early, leave out what it takes to tell, and have every
+dispute about its output decided before anybody opens one. Where no finding has a quorum, the
+dispute ends on the ledger when its time is over, and everybody gets their own back.
 
 **Batches.** A batch is too large to be executed again. Its operator signs the statement, and with
 it fixes every leaf; only then seats release their shares of the group's signature over it, whose
@@ -164,11 +165,13 @@ class StatementReply:
     """A host's answer.
 
     Attributes:
+        seats: seats that have looked, whether they sign or cannot tell.
         signed: seat, finding (empty for a batch) and signature over the statement's message.
         shares: seat and its share of the group's signature over the batch.
         refused: why there is less than was asked for.
     """
 
+    seats: tuple[int, ...] = ()
     signed: tuple[tuple[int, str, bytes], ...] = ()
     shares: tuple[tuple[int, bytes], ...] = ()
     refused: str | None = None
@@ -227,7 +230,9 @@ class StatementDesk:
         with self._busy:  # the same question, sent twice, waits here and then remembers
             found = self._journal.findings(seats, place)
             if len(found) < len(seats):
-                found = self._journal.find(seats, place, _FOUND[self._inspect(question.review)])
+                choice = self._inspect(question.review)
+                if choice is not VoteChoice.ABSTAIN:
+                    found = self._journal.find(seats, place, _FOUND[choice])
         messages = {finding.value: statements[finding].message() for finding in DisputeFinding}
         signed = [
             (seat, finding, self._keys[seat].bls.sign(messages[finding]))
@@ -237,7 +242,11 @@ class StatementDesk:
             (seat, finding.value, keys.bls.sign(messages[finding.value]))
             for seat, (keys, finding) in self._traitors.items()
         ]
-        return StatementReply(signed=tuple(signed))
+        return StatementReply(
+            seats=(*seats, *self._traitors),
+            signed=tuple(signed),
+            refused=None if found else "these seats cannot tell whether the output is right",
+        )
 
     # Batches
 
@@ -332,7 +341,6 @@ class StatementDesk:
 _FOUND: Final = {
     VoteChoice.ACCEPT: DisputeFinding.DISMISSED.value,
     VoteChoice.REJECT: DisputeFinding.UPHELD.value,
-    VoteChoice.ABSTAIN: DisputeFinding.UNDECIDED.value,
 }
 
 

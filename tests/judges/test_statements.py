@@ -134,11 +134,14 @@ async def test_all_seats_review_a_disputed_output_again(
     assert not sound(seats, other.message(), attestation.signers, attestation.signature)
 
 
-async def test_seats_that_cannot_tell_say_so(
+async def test_seats_that_cannot_tell_sign_nothing_and_can_be_asked_again(
     client_of: Any, request_of: Any, doubling: Any
 ) -> None:
-    client = client_of(inspect=verifier(doubling(missing=True)))
-    assert (await client.dispute(request_of(43))).finding is UNDECIDED
+    """Else who leaves out the materials decides disputes before they are opened."""
+    unable = client_of(inspect=verifier(doubling(missing=True)))
+    assert await unable.dispute(request_of(43)) is None
+    assert (await client_of().dispute(request_of(43))).finding is UPHELD
+    assert (await unable.dispute(request_of(43))).finding is UPHELD  # as journaled
 
 
 def test_a_finding_is_journaled_and_never_changes(
