@@ -98,7 +98,14 @@ def read_map(data: bytes) -> LogisticMap:
         curve = [(_number(score), _number(odds)) for score, odds in value["curve"]]
         if any(one[0] >= other[0] or one[1] > other[1] for one, other in pairwise(curve)):
             raise ValueError("the curve does not rise")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise EncodingError(f"these bytes are not a panel's map: {error}") from error
     if strange := (weights.keys() | unknown.keys()) - set(FITTED):
         raise EncodingError(f"no judge has {', '.join(sorted(strange))}")

@@ -24,7 +24,7 @@ _NEGATIONS: Final = frozenset(
 words only; contractions are recognised by their ``n't``."""
 
 _SIGNS: Final = {
-    "yes": ("answer", 1), "no": ("answer", -1), "true": ("truth", 1), "false": ("truth", -1),
+    "yes": ("answer", 1), "true": ("truth", 1), "false": ("truth", -1),
     "correct": ("truth", 1), "incorrect": ("truth", -1), "wrong": ("truth", -1),
     "possible": ("possible", 1), "impossible": ("possible", -1),
     "increase": ("trend", 1), "increases": ("trend", 1), "increased": ("trend", 1),

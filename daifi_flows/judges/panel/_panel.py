@@ -172,11 +172,11 @@ class Panel:
             features.update(judge.features(left, right, senses or Senses()))
             if judge.name == "structure" and features["structure_differs"] == 0.0:
                 left, right = prose(left), prose(right)  # the blocks are equal
-        if left.media_type != right.media_type or not (left.readable and right.readable):
-            return _opinion(_log_odds(APART_PPM), features)
         if math.isfinite(error := features.get("tensor_error", math.nan)):
             near = error <= MAX_RELATIVE_ERROR and features["tensor_cosine"] >= MIN_COSINE
             return _opinion(_log_odds(SAME_TEXT_PPM if near else APART_PPM), features)
+        if left.media_type != right.media_type or not (left.readable and right.readable):
+            return _opinion(_log_odds(APART_PPM), features)
         equal_json = features.get("structure_differs") == 0.0 and is_json(left) and is_json(right)
         if features.get("normalised") == 1.0 or equal_json:
             plain = features.get("disguised") == 0.0
@@ -204,5 +204,5 @@ def _log_odds(ppm: int) -> float:
 
 def _opinion(logit: float, features: Mapping[str, float], *, fitted: bool = False) -> Opinion:
     logit = min(max(logit, -_MOST_LOG_ODDS), _MOST_LOG_ODDS)
-    ppm = PPM if features.get("exact") == 1.0 else int(PPM / (1.0 + math.exp(-logit)))
+    ppm = PPM if features.get("exact") == 1.0 else round(PPM / (1.0 + math.exp(-logit)))
     return Opinion(ppm, logit, features, fitted)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Rows = NDArray[np.float32]
     Floats = NDArray[np.float64]
 
-__all__ = ["Example", "fit_map", "opinions", "train_head"]
+__all__ = ["Example", "fit_map", "opinions", "remembered", "train_head"]
 
 _RANK: Final = 32
 _HIDDEN: Final = 16
@@ -109,15 +109,25 @@ def _embedded(
         if pair.same or len(passages) == 1:
             texts += passages
             same += [pair.same] * len(passages)
-    unique = list(dict.fromkeys(text for pair in texts for text in pair))
-    say(f"embedding {len(unique)} passages")
+    say(f"embedding {len(texts)} pairs of passages")
+    known = remembered(embed, [text for pair in texts for text in pair])
+    return known([left for left, _ in texts]), known([right for _, right in texts]), np.array(same)
+
+
+def remembered(embed: Embed, texts: Iterable[str]) -> Embed:
+    """The embedder with these texts embedded beforehand, in batches."""
+    unique = list(dict.fromkeys(texts))
     rows: dict[str, Rows] = {}
     for start in range(0, len(unique), 64):
         part = unique[start : start + 64]
         rows.update(zip(part, embed(part), strict=True))
-    one = np.stack([rows[left] for left, _ in texts]).astype(np.float32)
-    other = np.stack([rows[right] for _, right in texts]).astype(np.float32)
-    return one, other, np.asarray(same)
+
+    def known(asked: Sequence[str]) -> Rows:
+        if all(text in rows for text in asked):
+            return np.stack([rows[text] for text in asked]).astype(np.float32)
+        return embed(asked)
+
+    return known
 
 
 @dataclass(frozen=True)
@@ -146,6 +156,9 @@ def opinions(
     judges = [EmbeddingJudge(head) if isinstance(j, EmbeddingJudge) else j for j in JUDGES]
     panel = Panel(judges, fitted)
     found: list[Example] = []
+    pairs = list(pairs)
+    passages = [align(pair.claimed, pair.expected) or [] for pair in pairs]
+    embed = remembered(embed, (text for each in passages for pair in each for text in pair if text))
     for pair in pairs:
         scores = {pair.claimed: pair.claimed_scores, pair.expected: pair.expected_scores}
         senses = Senses(embed, scores.__getitem__ if pair.claimed_scores else None)
