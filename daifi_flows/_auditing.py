@@ -36,11 +36,12 @@ from daifi_flows.cnft import (
 )
 from daifi_flows.dispute import MAX_DISPUTES, DisputeAttestation, DisputeFinding
 from daifi_flows.encoding import cid_of, keccak256
-from daifi_flows.errors import DaifiError, EncodingError, TransactionRefused
+from daifi_flows.errors import DaifiError, EncodingError, LedgerError, TransactionRefused
 from daifi_flows.keys import Account
 from daifi_flows.ledger import Params, TaskRecord, TaskState
 from daifi_flows.ledger._disputes import DisputeRecord, dispute_key
 from daifi_flows.ledger._tx.disputes import Dispute, ResolveDispute
+from daifi_flows.ledger._tx.money import Transfer
 from daifi_flows.review_rate import drawn_for_audit
 
 __all__ = ["Audit", "AuditOutcome", "Auditor", "Ledger", "SettledWork", "works_of"]
@@ -128,17 +129,39 @@ class Auditor:
         self._clock_ms = clock_ms
 
     async def run(self, works: Iterable[SettledWork]) -> tuple[Audit, ...]:
-        """Audit all of these, one after another; one that fails does not stop the rest."""
+        """Audit all of these, one after another; one that fails does not stop the rest.
+
+        Where the newest settlement is in the newest block, the auditor pays itself one wei, so that
+        there is a later block to draw by.
+        """
+        found, waiting = await self._run(works)
+        if waiting:
+            fields = {"to": self._account.address, "amount_wei": 1}
+            try:
+                await self._ledger.submit(Transfer, self._account, fields)
+            except LedgerError as error:
+                logger.warning("no block can be made to draw audits by: %s", error)
+                return (*found, *(Audit(w.spec.task_id, AuditOutcome.WAITING) for w in waiting))
+            later, left = await self._run(waiting)
+            found += later
+            found += [Audit(work.spec.task_id, AuditOutcome.WAITING) for work in left]
+        return tuple(found)
+
+    async def _run(self, works: Iterable[SettledWork]) -> tuple[list[Audit], list[SettledWork]]:
+        """Audits, and the works that wait for a later block."""
         found: list[Audit] = []
+        waiting: list[SettledWork] = []
         for work in works:
             try:
                 audit = await self.audit(work)
             except DaifiError as error:
                 logger.warning("audit of task %s failed: %s", work.spec.task_id.hex(), error)
                 continue
-            if audit.outcome is not AuditOutcome.CLOSED:
+            if audit.outcome is AuditOutcome.WAITING:
+                waiting.append(work)
+            elif audit.outcome is not AuditOutcome.CLOSED:
                 found.append(audit)
-        return tuple(found)
+        return found, waiting
 
     async def audit(self, work: SettledWork, *, suspected: bool = False) -> Audit:
         """Draw one output, and review it where it is drawn, or disputed by somebody already.

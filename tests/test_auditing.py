@@ -263,6 +263,17 @@ async def test_each_output_is_drawn_once_and_not_before_a_later_block(world: Wor
     assert (await auditor.audit(undrawn, suspected=True)).outcome is AuditOutcome.WRONG
 
 
+async def test_an_idle_ledger_gets_a_block_to_draw_by(world: World) -> None:
+    works = [await world.work(42) for _ in range(3)]
+    height = (await world.ledger.head())[0].height
+    found = await world.auditor(OTHER).run(works)
+    assert (await world.ledger.head())[0].height == height + 1
+    drawn_or_not = {AuditOutcome.RIGHT, AuditOutcome.NOT_DRAWN}
+    assert len(found) == 3 and {audit.outcome for audit in found} <= drawn_or_not
+    assert len(await world.auditor(OTHER).run(works)) == 3  # remembered: no further block
+    assert (await world.ledger.head())[0].height == height + 1
+
+
 async def test_what_was_reviewed_or_is_too_old_or_not_settled_is_left_alone(world: World) -> None:
     auditor = world.auditor()
     reviewed = await world.work(basis=Basis.REVIEWED)
