@@ -310,7 +310,7 @@ def _work(home: Home, record: StepRecord, functions: Mapping[bytes, Any]) -> Set
 
 def _blobs(home: Home, task_id: bytes) -> dict[str, bytes]:
     """Small materials of a step, from its bundle; none where that is sealed."""
-    from daifi_flows._execution import read_draft
+    from daifi_flows._draft import read_draft
 
     path = home.draft_path(task_id)
     if not path.exists():

@@ -11,49 +11,31 @@ import inspect
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Never
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, Final, Never
 
 from daifi_flows._accusing import accuse
+from daifi_flows._draft import draft_of, read_draft
 from daifi_flows._home import write_atomic
-from daifi_flows._review_text import report_text
 from daifi_flows._step import StepEvent, StepRequest, StepState, dai, percent
-from daifi_flows.bundle import (
-    MAX_REPORT_CHARS,
-    METADATA_FORMAT,
-    Bundle,
-    Effect,
-    Metadata,
-    ProofFile,
-    manifest_bytes,
-    report_digest,
-)
+from daifi_flows.bundle import Effect
 from daifi_flows.cnft import (
-    Attestation,
     Basis,
     ComputeNFT,
     Content,
-    CoreMetadata,
     Decision,
     NodeInfo,
     NodeResult,
-    Noun,
-    Raw,
     Receipt,
     ReviewRequest,
     TaskSpec,
-    Uint,
     token_id_of,
 )
-from daifi_flows.encoding import canonical_json, cid_of
+from daifi_flows.encoding import canonical_json
 from daifi_flows.errors import (
-    ConfigError,
     DaifiError,
     EncodingError,
     EngineError,
@@ -65,63 +47,17 @@ from daifi_flows.errors import (
     TransactionRefused,
 )
 from daifi_flows.judges import subject_of
-from daifi_flows.keys import seal_box
 from daifi_flows.ledger import TaskRecord, TaskState
 
 if TYPE_CHECKING:
     from daifi_flows._life import Life
-    from daifi_flows.judges import ReviewReport
 
-__all__ = ["Draft", "Execution", "read_draft"]
+__all__ = ["Execution"]
 
 logger = logging.getLogger(__name__)
 
-MAX_DISCLOSED_BYTES: Final = 2 * 1024 * 1024
-"""Materials up to this size travel in the bundle, so that an auditor can re-execute the step."""
-
 _RETRYABLE: Final = (NodeLost, EngineError, ModelError, ProofError, EncodingError)
 """Failures of one node, not of the task: the step is rerouted."""
-
-
-class Draft(Noun):
-    """An accepted result, on disk before it is settled: all of the bundle but what comes then."""
-
-    core: CoreMetadata
-    attestation: Attestation
-    committed: Receipt | None = None
-    report_json: Annotated[str, Field(max_length=MAX_REPORT_CHARS)] | None = None
-    output: Content
-    output_file: Raw
-    manifest_file: Raw
-    proof_bytes: Uint
-    proof_file: Raw
-    directory: Annotated[str, Field(max_length=4096)]
-    """Where the bundle goes."""
-
-    def bundle(self, receipt: Receipt, effect: Effect | None) -> Bundle:
-        """The bundle, once there is a receipt of the settlement."""
-        metadata = Metadata(
-            format=METADATA_FORMAT,
-            core=self.core,
-            attestation=self.attestation,
-            receipt=receipt,
-            committed=self.committed,
-            report_json=self.report_json,
-            effect=effect,
-        )
-        return Bundle.build(metadata, self.proof_file, self.output_file, self.manifest_file)
-
-
-def read_draft(path: Path) -> Draft:
-    """A draft on disk.
-
-    Raises:
-        ConfigError: it is damaged or cannot be read.
-    """
-    try:
-        return Draft.from_canonical(path.read_bytes())
-    except (OSError, EncodingError) as error:
-        raise ConfigError(f"the accepted result in {path} is damaged: {error}") from error
 
 
 @dataclass
@@ -391,7 +327,15 @@ class Execution:
             subject = subject_of(request)
             await accuse(settlement, subject, report.evidence, attestation, buyer)
         if attestation.decision is Decision.ACCEPTED:
-            draft = self._draft(result, attestation, report, committed, operator)
+            draft = draft_of(
+                self.request,
+                request,
+                attestation,
+                report,
+                buyer=self.life.buyer,
+                timestamp_ms=self.life.clock_ms(),
+                bundles=self.life.bundles,
+            )
             await asyncio.to_thread(write_atomic, self.draft_path, draft.canonical())
             started = time.monotonic()
             await settlement.settle(attestation, draft.core.digest, buyer)
@@ -414,54 +358,6 @@ class Execution:
             reason=reason,
         )
         return False
-
-    def _draft(
-        self,
-        result: NodeResult,
-        attestation: Attestation,
-        report: ReviewReport,
-        committed: Receipt | None,
-        operator: str | None,
-    ) -> Draft:
-        report_json = report_text(report)
-        blobs = tuple(self.request.materials.blobs.values())
-        disclosed = () if sum(map(len, blobs)) > MAX_DISCLOSED_BYTES else blobs
-        envelope = ProofFile(proof=result.proof, input=self.input, blobs=disclosed)
-        output_file, proof_file = result.output.canonical(), envelope.canonical()
-        if self.request.encrypt:
-            output_file = seal_box(self.life.buyer.box_public, output_file)
-            proof_file = seal_box(self.life.buyer.box_public, proof_file)
-        manifest = manifest_bytes(result.manifest)
-        core = CoreMetadata(
-            name=self.request.name,
-            spec=self.spec,
-            node=result.proof.node,
-            usage=result.proof.statement.usage,
-            timestamp_ms=self.life.clock_ms(),
-            output_cid=result.output.cid,
-            output_encryption="x25519-sealed-box" if self.request.encrypt else "none",
-            output_file_cid=cid_of(output_file),
-            proof_cid=result.proof.cid,
-            proof_file_cid=cid_of(proof_file),
-            manifest_cid=cid_of(manifest),
-            report=report_digest(self.task_id, report_json),
-            operator=operator,
-            has_effect=int(self.request.effect is not None),
-        )
-        folder = re.sub(r"[^\w-]+", "-", self.request.name).strip("-") or "step"
-        directory = self.life.bundles / f"{folder}-{self.token_id.hex()[:12]}"
-        return Draft(
-            core=core,
-            attestation=attestation,
-            committed=committed,
-            report_json=report_json,
-            output=result.output,
-            output_file=output_file,
-            manifest_file=manifest,
-            proof_bytes=len(result.proof.canonical()),
-            proof_file=proof_file,
-            directory=str(directory.absolute()),
-        )
 
     # Once it is accepted
 

@@ -40,7 +40,7 @@ async def accuse_late(settlement: Settlement, home: Home, reporter: Account) -> 
 async def _accuse(
     settlement: Settlement, home: Home, record: StepRecord, reporter: Account
 ) -> tuple[Receipt, ...]:
-    from daifi_flows._execution import read_draft
+    from daifi_flows._draft import read_draft
 
     path: Path = home.draft_path(record.spec.task_id)
     if not path.exists():

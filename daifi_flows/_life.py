@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
 
-from daifi_flows._execution import Draft, Execution, read_draft
+from daifi_flows._draft import Draft, read_draft
+from daifi_flows._execution import Execution
 from daifi_flows._home import Home, StepRecord, read_step, write_atomic
 from daifi_flows._step import StepEvent, StepRequest
 from daifi_flows.cnft import ComputeNFT, Review, TaskSpec

@@ -185,7 +185,7 @@ def request(number: int, **changes: Any) -> StepRequest:
     return StepRequest(**(fields | changes))
 
 
-def seat_keys(_: Path, index: int) -> SeatKeys:
+def seat_keys(_: Path, index: int, *_share: bytes | None) -> SeatKeys:
     """Those of the committee in the ledger's genesis."""
     return SeatKeys(index, SEAT_KEYS[index], SEAT_ACCOUNTS[index], DEALING.secrets[index])
 
