@@ -35,7 +35,7 @@ class Insider:
 
     Args:
         key: signs its messages.
-        seed: 32 random bytes of this session alone; forgotten when it is over.
+        seed: 32 random bytes of this session alone, as secret as the share that it leads to.
         share: the dealer's share of the previous sharing, where that is handed on.
 
     Raises:

@@ -49,8 +49,7 @@ class Session(Noun):
 
     Attributes:
         epoch: whose committee the holders are.
-        attempt: from 0; a session that fails is done again under the next number, with fresh
-            secrets.
+        attempt: any number; a session that fails is done again under another, with fresh secrets.
         dealers: BLS keys they sign with; the holders themselves, unless a sharing is handed on.
         holders: BLS keys of those who get a share; holder i gets the value at i + 1.
         threshold: t, how many of the holders can sign.
@@ -105,6 +104,15 @@ class Session(Noun):
     def dealers_needed(self) -> int:
         """Qualified dealers without which there is no outcome."""
         return self.threshold if self.previous is None else self.previous.threshold
+
+    def greeted(self, hello: Hello) -> bool:
+        """Whether this is a holder's own hello."""
+        return (
+            hello.session == self.digest
+            and hello.holder < len(self.holders)
+            and len(hello.keys) == len(self.dealers)
+            and hello.signed_by(self.holders[hello.holder])
+        )
 
     def check(self) -> Self:
         """The session itself, if it makes sense.

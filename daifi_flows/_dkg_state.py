@@ -41,14 +41,9 @@ def enrol(session: Session, hellos: Iterable[Hello]) -> tuple[Hello, ...]:
     Raises:
         KeyMaterialError: fewer than ``session.quorum`` holders are there.
     """
-    name, said = session.digest, dict[int, dict[bytes, Hello]]()
+    said = dict[int, dict[bytes, Hello]]()
     for hello in hellos:
-        if (
-            hello.session == name
-            and hello.holder < len(session.holders)
-            and len(hello.keys) == len(session.dealers)
-            and hello.signed_by(session.holders[hello.holder])
-        ):
+        if session.greeted(hello):
             said.setdefault(hello.holder, {})[hello.digest] = hello
     roster = tuple(next(iter(said[i].values())) for i in sorted(said) if len(said[i]) == 1)
     if len(roster) < session.quorum:
@@ -132,10 +127,11 @@ class KeygenState:
             return self._drop("unknown-holder", -1)
         if (complaint.session, complaint.roster) != (self._name, self.roster_name):
             return self._drop("other-session", holder)
-        if not complaint.signed_by(self.session.holders[holder]):
-            return self._drop("bad-signature", holder)
+        # First what is cheap, and what only the holder can bring: a signature takes milliseconds.
         if box_public(complaint.opening) != keys[complaint.dealer]:
             return self._drop("wrong-opening", holder)
+        if not complaint.signed_by(self.session.holders[holder]):
+            return self._drop("bad-signature", holder)
         return replace(self, complaints={**self.complaints, pair: complaint})
 
     def _add_confirmation(self, confirmation: Confirmation) -> KeygenState:

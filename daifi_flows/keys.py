@@ -39,6 +39,7 @@ __all__ = [
     "recover_address",
     "save_secret",
     "seal_box",
+    "sync_folder",
     "verify_bls",
     "verify_bls_aggregate",
 ]
@@ -109,7 +110,7 @@ def save_secret(path: Path, secret: bytes) -> None:
     """Write 32 bytes as a key file (mode 0600), in one step; what was there is replaced."""
     temporary = _write_secret(path, secret)
     temporary.replace(path)
-    _sync_folder(path)
+    sync_folder(path.parent)
 
 
 def _write_secret(path: Path, secret: bytes) -> Path:
@@ -144,12 +145,13 @@ def _create(path: Path, secret: bytes) -> None:
         pass
     finally:
         temporary.unlink()
-    _sync_folder(path)
+    sync_folder(path.parent)
 
 
-def _sync_folder(path: Path) -> None:
-    """What is promised on the strength of a file must find it after a power cut."""
-    fd = os.open(path.parent, os.O_RDONLY)
+def sync_folder(folder: Path) -> None:
+    """Make what was written to a folder, or removed from it, outlast a power cut: something may be
+    promised on the strength of it."""
+    fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

@@ -279,7 +279,7 @@ def test_a_false_complaint_convicts_nobody() -> None:
         ({"opening": b"\x01" * 32}, "wrong-opening"),
         ({"dealer": 12}, "wrong-opening"),
         ({"dealer": 62}, "unknown-holder"),
-        ({"holder": 5}, "bad-signature"),
+        ({"holder": 5}, "wrong-opening"),
         ({"holder": 40}, "unknown-holder"),
         ({"session": bytes(32)}, "other-session"),
         ({"roster": bytes(32)}, "other-session"),
@@ -296,6 +296,12 @@ def test_without_its_share_a_holder_confirms_nothing() -> None:
     with pytest.raises(KeyMaterialError, match="must complain"):
         PARTY[9].confirm(state)
     assert PARTY[8].confirm(state).holder == 8
+
+
+def test_a_complaint_is_signed_by_its_holder() -> None:
+    forged = complaint(4, 11).model_copy(update={"signature": bytes(96)})
+    state = DEALT.add(forged)
+    assert state.dropped == {("bad-signature", 4)} and not state.complaints
 
 
 # Who is there

@@ -13,8 +13,11 @@ nothing but time: every request brings all that its answer depends on, and a sea
 
 On disk, beside the seat's keys (mode 0600): one random seed a session, from which all that the
 seat says in it follows, so that a host killed at any time says the same again; the outcome it
-confirmed; at last its share, which its host signs with once it is started with the whole
-committee. A committee's seats have a folder of their own: the same node's share in the next
+confirmed; and its share under that outcome, which is there before the seat confirms. Which session
+gives the committee its key is for whoever carries the messages to choose, and it may tell seats
+different things: so a seat keeps its share of each, and its host takes the one that the committee
+names when it is started with that (:meth:`SeatKeys.load`). All of it goes when the committee has
+left office. A committee's seats have a folder of their own: the same node's share in the next
 committee must not replace the one that it still signs with.
 """
 
@@ -44,15 +47,18 @@ from daifi_flows.dkg import (
 from daifi_flows.epochs import Succession, committee_fault, handover_message
 from daifi_flows.errors import CommitteeError, DaifiError, EncodingError, KeyMaterialError
 from daifi_flows.judges._seat import SeatKeys
-from daifi_flows.keys import BlsKey, keep_first, load_secret, save_secret
+from daifi_flows.keys import BlsKey, keep_first, load_secret, save_secret, sync_folder
 
 __all__ = ["KeyOffice", "KeygenAsk", "KeygenStep", "KeygenWord", "Partial", "seated"]
 
 _MAX_BYTES = 4 * 1024 * 1024
 """Largest request: 63 dealings of 7 kB, and a complaint of each holder about each."""
 
-_MAX_FILES = 128
-"""Seeds and confirmed outcomes that a seat remembers: so many sessions must not fill a disk."""
+_MAX_SESSIONS = 64
+"""Sessions that a seat remembers: they must not fill a disk. Of those in which it confirmed nothing
+the oldest makes way for a new one."""
+
+_CONFIRMED = ".confirmed"
 
 _Words = Field(max_length=2 * MAX_PARTIES)
 
@@ -259,19 +265,30 @@ class KeyOffice:
 
     def _seed(self, index: int, session: Session) -> bytes:
         path = self._path(index, session)
-        if not path.exists() and len(self._remembered(index)) >= _MAX_FILES:
+        if not path.exists():
+            self._make_way(index)
+        return load_secret(path)
+
+    def _make_way(self, index: int) -> None:
+        seeds = [path for path in self._remembered(index) if path.name.count(".") == 1]
+        for path in sorted(seeds, key=lambda path: path.stat().st_mtime_ns):
+            if len(seeds) < _MAX_SESSIONS:
+                return
+            if not path.with_name(path.name + _CONFIRMED).exists():
+                path.unlink()
+                seeds.remove(path)
+        if len(seeds) >= _MAX_SESSIONS:
             raise CommitteeError(
-                f"seat {index} has taken part in too many key generations that came to nothing: "
+                f"seat {index} has confirmed too many key generations that came to nothing: "
                 f"remove seat-{index:02d}.keygen-* from {self._folder} when none is under way"
             )
-        return load_secret(path)
 
     def _remembered(self, index: int) -> list[Path]:
         return list(self._folder.glob(f"seat-{index:02d}.keygen-*"))
 
     def _share(self, index: int) -> BlsKey | None:
-        path = SeatKeys.share_path(self._folder, index)
-        return BlsKey(load_secret(path)) if path.exists() else None
+        public = self._committee.seats[index].share
+        return None if public is None else SeatKeys.load(self._folder, index, public).share
 
     def _path(self, index: int, session: Session, suffix: str = "") -> Path:
         name = session.digest.hex()[:32]
@@ -289,40 +306,44 @@ class KeyOffice:
         state, said, refused = ask.state(), list[Confirmation](), list[str]()
         for index, each in self._insiders(ask.session).items():
             try:
-                word = each.confirm(state)
+                word, secret = each.confirm(state), each.secret(state)
             except KeyMaterialError as error:
                 refused.append(f"seat {index}: {error}"[:500])
                 continue
-            path = self._path(index, ask.session, ".confirmed")
+            path = self._path(index, ask.session, _CONFIRMED)
             if keep_first(path, word.outcome) == word.outcome:
+                # The word lets others rely on this share: a quorum of words, and it may be the
+                # only one that there will ever be.
+                self._keep(index, secret)
                 said.append(word)
             else:
                 refused.append(f"seat {index} has confirmed another outcome of this session")
         return KeygenWord(confirmations=tuple(said), refused=tuple(refused))
 
+    def _keep(self, index: int, share: BlsKey) -> None:
+        keep_first(SeatKeys.made_path(self._folder, index, share.public), share.secret)
+
     def _install(self, ask: KeygenAsk) -> KeygenWord:
-        certificate = self._require_certified(ask)
-        outcome, done, refused = certificate.outcome, list[int](), list[str]()
-        missing: list[int] = []
+        """Have the share of a certified outcome, though one has not confirmed it."""
+        outcome, done, refused = self._require_certified(ask).outcome, list[int](), list[str]()
+        parties = self._insiders(ask.session)
+        state: KeygenState | None = None
         for index in self._keys:
-            share = self._share(index)
-            held = share is not None and share.public == outcome.shares[index]
-            (done if held else missing).append(index)
-        if missing:
-            state = ask.state()
-            if state.outcome != outcome:
-                raise CommitteeError("these messages do not give the outcome that was confirmed")
-            party = self._insiders(ask.session)
-            for index in missing:
+            secret = SeatKeys.load(self._folder, index, outcome.shares[index]).share
+            if secret is None:
+                state = state or ask.state()
+                if state.outcome != outcome:
+                    raise CommitteeError(
+                        "these messages do not give the outcome that was confirmed"
+                    )
                 try:
-                    secret = party[index].secret(state)
+                    secret = parties[index].secret(state)
                 except KeyMaterialError as error:
                     refused.append(f"seat {index}: {error}"[:500])
                     continue
-                save_secret(SeatKeys.share_path(self._folder, index), secret.secret)
-                done.append(index)
-        for index in done:
-            self._forget(index)
+            self._keep(index, secret)
+            save_secret(SeatKeys.share_path(self._folder, index), secret.secret)
+            done.append(index)
         return KeygenWord(installed=tuple(sorted(done)), refused=tuple(refused))
 
     def _hand_over(self, ask: KeygenAsk) -> KeygenWord:
@@ -355,8 +376,15 @@ class KeyOffice:
         if self._following().in_office <= self._committee.epoch:
             raise CommitteeError("these seats are in office: their shares are needed")
         for index in self._keys:
-            SeatKeys.share_path(self._folder, index).unlink(missing_ok=True)
-            self._forget(index)
+            for path in (
+                SeatKeys.share_path(self._folder, index),
+                *self._remembered(index),
+                # What a host that was killed while it wrote one of these has left.
+                *self._folder.glob(f".seat-{index:02d}.share.*"),
+                *self._folder.glob(f".seat-{index:02d}.keygen-*"),
+            ):
+                path.unlink(missing_ok=True)
+        sync_folder(self._folder)
         return KeygenWord(installed=tuple(self._keys))
 
     def _require_certified(self, ask: KeygenAsk) -> Certificate:
@@ -364,8 +392,3 @@ class KeyOffice:
         if certificate is None or not certificate.holds(ask.session):
             raise CommitteeError("no quorum of the holders confirmed this outcome")
         return certificate
-
-    def _forget(self, index: int) -> None:
-        """The seeds of all sessions, of which nothing more is needed."""
-        for path in self._remembered(index):
-            path.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -208,10 +209,12 @@ async def _generate(
     grace_s: float,
 ) -> tuple[Session, Certificate]:
     trouble = CommitteeError("no key generation was tried")
+    # In a session of an earlier run seats may have confirmed what can no longer be finished.
+    first = secrets.randbelow(2**62)
     for attempt in range(_ATTEMPTS):
         await asyncio.sleep(min(attempt, 1) * _RETRY_S)
         try:
-            session = session_of(attempt).check()
+            session = session_of(first + attempt).check()
             return session, await _one_session(dealing, taking, session, grace_s)
         except (CommitteeError, KeyMaterialError) as error:
             _log.warning("key generation %d: %s", attempt, error)
@@ -226,12 +229,13 @@ async def _one_session(
     grace_s: float,
 ) -> Certificate:
     hellos: list[Hello] = []
-    seats: dict[int, set[int]] = {}
-    """The holders that each host spoke for."""
+    speaks: dict[int, set[int]] = {}
+    """The holders that each host spoke for, until it has answered again."""
 
     def take_hellos(word: KeygenWord, host: int) -> bool:
-        hellos.extend(word.hellos)
-        seats[host] = {hello.holder for hello in word.hellos}
+        said = [hello for hello in word.hellos if session.greeted(hello)]
+        hellos.extend(said)
+        speaks[host] = {hello.holder for hello in said}
         return len({hello.holder for hello in hellos}) >= session.quorum
 
     await _ask(taking, KeygenAsk(step=KeygenStep.HELLO, session=session), take_hellos, grace_s)
@@ -254,14 +258,15 @@ async def _one_session(
         )
 
     await _ask(dealing, ask(KeygenStep.DEAL), take_dealings, grace_s)
-    heard: set[int] = set()
 
     def take_complaints(word: KeygenWord, host: int) -> bool:
         nonlocal state
         for complaint in word.complaints:
             state = state.add(complaint)
-        heard.update(seats.get(host, ()))
-        return len(heard) >= session.quorum
+        speaks.pop(host, None)
+        # A host can repeat another's hello: who both spoke for is heard when both are.
+        waited_for = set[int]().union(*speaks.values())
+        return len(state.roster) - len(waited_for) >= session.quorum
 
     await _ask(taking, ask(KeygenStep.CHECK), take_complaints, grace_s)
 
@@ -278,15 +283,15 @@ async def _one_session(
         raise CommitteeError(f"no quorum of the holders confirmed one outcome ({faults})")
     for dealer, why in state.faults.items():
         _log.warning("dealer %d %s: left out of the key", dealer, why)
-    installed: set[int] = set()
+    installed = 0
 
-    def take_installed(word: KeygenWord, host: int) -> bool:
-        installed.update(seats.get(host, set()) & set(word.installed))
-        return len(installed) >= session.quorum
+    def take_installed(word: KeygenWord, _: int) -> bool:
+        nonlocal installed
+        installed += len(word.installed)
+        return installed >= session.quorum
 
+    # Those that confirmed have their shares on disk: this is for the rest, and shown by nothing.
     await _ask(taking, ask(KeygenStep.INSTALL, certificate), take_installed, grace_s)
-    if len(installed) < session.quorum:
-        raise CommitteeError(f"only {len(installed)} seats have written their share")
     return certificate
 
 

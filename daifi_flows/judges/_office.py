@@ -77,7 +77,8 @@ class SeatOffice:
     ) -> None:
         check_committee(committee)
         self.committee = committee
-        self.keys = {index: SeatKeys.load(keys_dir, index) for index in sorted(seats)}
+        shares = {seat.index: seat.share for seat in committee.seats}
+        self.keys = {i: SeatKeys.load(keys_dir, i, shares.get(i)) for i in sorted(seats)}
         for index, keys in self.keys.items():
             if index >= len(committee.seats) or committee.seats[index].public != keys.bls.public:
                 raise CommitteeError(

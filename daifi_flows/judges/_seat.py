@@ -35,25 +35,37 @@ class SeatKeys:
     share: BlsKey | None = None
 
     @classmethod
-    def load(cls, folder: Path, index: int) -> SeatKeys:
+    def load(cls, folder: Path, index: int, share: bytes | None = None) -> SeatKeys:
         """Read ``seat-NN.bls`` and ``seat-NN.account`` (mode 0600), creating what is missing, and
         ``seat-NN.share`` where there is one.
+
+        Args:
+            share: the public share that its committee says is the seat's. The secret of that one
+                is taken, wherever a key generation left it, and no other.
 
         Raises:
             KeyMaterialError: a key file is there but cannot be used.
         """
-        share = cls.share_path(folder, index)
+        found = [cls.share_path(folder, index)]
+        if share is not None:
+            found.append(cls.made_path(folder, index, share))
+        secrets = [BlsKey(load_secret(path)) for path in found if path.exists()]
         return cls(
             index=index,
             bls=BlsKey.load(folder / f"seat-{index:02d}.bls"),
             account=Account.load(folder / f"seat-{index:02d}.account"),
-            share=BlsKey(load_secret(share)) if share.exists() else None,
+            share=next((key for key in secrets if share in (None, key.public)), None),
         )
 
     @staticmethod
     def share_path(folder: Path, index: int) -> Path:
         """File of a seat's share of the group key (mode 0600)."""
         return folder / f"seat-{index:02d}.share"
+
+    @staticmethod
+    def made_path(folder: Path, index: int, public: bytes) -> Path:
+        """File of a share that a key generation made, whether or not it was the last one."""
+        return folder / f"seat-{index:02d}.keygen-{public.hex()[:32]}.made"
 
     def seat(self) -> Seat:
         """The public face of this seat."""

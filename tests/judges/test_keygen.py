@@ -15,7 +15,7 @@ from daifi_flows.cnft import Committee, QuorumCertificate
 from daifi_flows.dkg import Complaint, Insider, KeygenState, Session
 from daifi_flows.epochs import DrawTerms, Handover, Succession, committee_fault
 from daifi_flows.errors import CommitteeError, EncodingError
-from daifi_flows.judges._keygen import KeygenAsk, KeygenStep, KeygenWord, KeyOffice
+from daifi_flows.judges._keygen import KeygenAsk, KeygenStep, KeygenWord, KeyOffice, seated
 from daifi_flows.judges._keygen_client import HandedOn, hand_on, make_group_key, retire_seats
 from daifi_flows.judges._messages import HostLost
 from daifi_flows.judges._seat import SeatKeys, bare_committee
@@ -123,7 +123,7 @@ async def test_twenty_one_seats_make_a_key_that_nobody_was_dealt(bare_of: Any) -
     folder, bare = bare_of(21)
     committee = await make_group_key(hosts_of(bare, folder, 3), bare, ledger_id=LEDGER)
     check_shares(committee, folder)
-    assert not list(folder.glob("*keygen*")), "the seeds are forgotten"
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.glob("seat-*")} == {0o600}
     assert not (folder / "dealer").exists()
     assert [seat.public for seat in committee.seats] == [seat.public for seat in bare.seats]
 
@@ -148,12 +148,12 @@ async def test_killed_hosts_say_the_same_again(bare_of: Any, away: int) -> None:
 
 
 async def test_a_session_that_fails_at_its_last_step_is_done_again(bare_of: Any) -> None:
-    """No seat writes its share in the first session; in the next all secrets are fresh."""
+    """No seat's word arrives in the first session; in the next all secrets are fresh."""
     folder, bare = bare_of(4)
     failed: set[bytes] = set()
 
     def fail_once(ask: KeygenAsk, word: KeygenWord) -> KeygenWord:
-        if ask.step is not KeygenStep.INSTALL:
+        if ask.step is not KeygenStep.CONFIRM:
             return word
         failed.add(ask.session.digest)
         return KeygenWord() if len(failed) == 1 else word
@@ -308,11 +308,102 @@ def test_sessions_that_come_to_nothing_do_not_fill_the_disk(bare_of: Any) -> Non
     folder, bare = bare_of(4)
     office = Host(bare, [0], folder).office()
     first = office.answer(ask_hello(bare).canonical())
-    with pytest.raises(CommitteeError, match="too many key generations"):
-        for attempt in range(1, 1000):
-            office.answer(ask_hello(bare, attempt=attempt).canonical())
-    assert len(list(folder.glob("*keygen*"))) == 128
-    assert office.answer(ask_hello(bare).canonical()) == first
+    for attempt in range(1, 1000):
+        office.answer(ask_hello(bare, attempt=attempt).canonical())
+    assert len(list(folder.glob("*keygen*"))) == 64
+    assert office.answer(ask_hello(bare).canonical()) != first, "the oldest made way"
+    assert office.answer(ask_hello(bare, attempt=999).canonical())
+
+
+def test_what_was_confirmed_makes_no_way(bare_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daifi_flows.judges._keygen._MAX_SESSIONS", 3)
+    folder, bare = bare_of(4)
+    office = Host(bare, range(4), folder).office()
+    kept = [made_by(office, bare, attempt) for attempt in range(2)]
+    for attempt in range(2, 9):
+        office.answer(ask_hello(bare, attempt=attempt).canonical())
+    for ask in kept:
+        assert answer(office, ask.model_copy(update={"step": KeygenStep.CONFIRM})).confirmations
+    made_by(office, bare, 9)
+    with pytest.raises(CommitteeError, match="confirmed too many key generations"):
+        office.answer(ask_hello(bare, attempt=10).canonical())
+
+
+def answer(office: KeyOffice, ask: KeygenAsk) -> KeygenWord:
+    return KeygenWord.from_canonical(office.answer(ask.canonical()))
+
+
+def made_by(office: KeyOffice, bare: Committee, attempt: int) -> KeygenAsk:
+    """A session that one host's seats take part in up to its certificate; the request that has
+    them install it."""
+    ask = ask_hello(bare, attempt=attempt)
+    ask = ask.model_copy(update={"roster": answer(office, ask).hellos, "step": KeygenStep.DEAL})
+    dealings = answer(office, ask).dealings
+    ask = ask.model_copy(update={"dealings": dealings, "step": KeygenStep.CONFIRM})
+    state = ask.state()
+    for said in answer(office, ask).confirmations:
+        state = state.add(said)
+    assert state.certificate is not None
+    return ask.model_copy(update={"certificate": state.certificate, "step": KeygenStep.INSTALL})
+
+
+def sign_as(committee: Committee, folder: Path) -> int:
+    """How many seats have the share that the committee names, once they are started with it."""
+    seats = committee.seats
+    keys = [SeatKeys.load(folder, seat.index, seat.share) for seat in seats]
+    held = {each.index: each.share for each in keys if each.share is not None}
+    assert all(share.public == seats[index].share for index, share in held.items())
+    return len(held)
+
+
+async def test_no_share_is_lost_whatever_seats_are_told_to_install(bare_of: Any) -> None:
+    """Whoever carries the messages may run two sessions to the end, have half of the seats install
+    the one and half the other, and then put either in office."""
+    folder, bare = bare_of(4)
+    offices = [Host(bare, seats, folder).office() for seats in (range(4), (0, 1), (2, 3))]
+    one, two = (made_by(offices[0], bare, attempt) for attempt in (0, 1))
+    made = [seated(bare, ask.certificate) for ask in (one, two) if ask.certificate]
+    assert made[0].group_key != made[1].group_key
+    assert [sign_as(each, folder) for each in made] == [4, 4], "who confirms has its share"
+    answer(offices[1], one)
+    answer(offices[2], two)
+    assert [sign_as(each, folder) for each in made] == [4, 4]
+    for _ in range(2):  # and the other way round
+        assert answer(offices[1], two).installed == (0, 1)
+        assert answer(offices[2], one).installed == (2, 3)
+    three = made_by(offices[0], bare, 2)  # and after it, a third
+    answer(offices[0], three)
+    assert [sign_as(each, folder) for each in made] == [4, 4]
+    # One outcome a session: that holds after it is installed, too.
+    for ask in (one, two, three):
+        asked = ask.model_copy(update={"step": KeygenStep.CONFIRM, "dealings": ask.dealings[1:]})
+        word = answer(offices[0], asked)
+        assert not word.confirmations and len(word.refused) == 4
+    stranger = SeatKeys.load(folder, 0, bare.seats[0].public)
+    assert stranger.share is None, "no other share than the committee's is taken"
+
+
+async def test_no_host_speaks_for_another(bare_of: Any) -> None:
+    """A host that says that everybody has answered ends nobody's time."""
+    folder, bare = bare_of(7)
+
+    def boast(ask: KeygenAsk, word: KeygenWord) -> KeygenWord:
+        if ask.step is KeygenStep.HELLO:
+            mine = word.hellos[0]
+            others = (mine.model_copy(update={"holder": index}) for index in range(6))
+            return word.model_copy(update={"hellos": (mine, *others)})
+        if ask.step is KeygenStep.INSTALL:
+            return word.model_copy(update={"installed": tuple(range(7))})
+        return word
+
+    class Slow(Host):
+        async def keygen(self, request: bytes) -> bytes:
+            await asyncio.sleep(0.3)
+            return await super().keygen(request)
+
+    hosts = [*(Slow(bare, [i], folder) for i in range(6)), Host(bare, [6], folder, tamper=boast)]
+    committee = await make_group_key(hosts, bare, ledger_id=LEDGER, grace_s=0.05)
+    assert sign_as(committee, folder) >= committee.quorum
 
 
 async def test_a_seat_confirms_one_outcome_a_session(bare_of: Any) -> None:
@@ -340,6 +431,8 @@ async def test_a_seat_confirms_one_outcome_a_session(bare_of: Any) -> None:
     for confirmation in first.confirmations:
         state = state.add(confirmation)
     proven = install.model_copy(update={"certificate": state.certificate})
+    for path in folder.glob("*.made"):  # as if these seats had not confirmed it themselves
+        path.unlink()
     for wrong in (dealings[1:], ()):  # other messages than those that were confirmed
         with pytest.raises(CommitteeError, match="do not give the outcome"):
             say(proven.model_copy(update={"dealings": wrong}))
@@ -403,9 +496,11 @@ async def test_shares_are_handed_on_and_the_key_stays(epochs: Any) -> None:
     check_shares(old, folder)
     kept = folder.parent / "kept"
     shutil.copytree(folder, kept)
+    for name in (".seat-03.share.0a1b2c3d", ".seat-03.keygen-00.0a1b2c3d"):  # killed in a write
+        (kept / name).write_bytes((kept / "seat-03.share").read_bytes())
     gone = hosts_of(old, kept, 2, succession=says(old, new, in_office=1))
     assert await retire_seats(gone, done) == 7
-    assert not list(kept.glob("*.share")) and len(list(kept.glob("*.bls"))) == 7
+    assert {path.suffix for path in kept.iterdir()} == {".bls", ".account"}
 
 
 async def test_a_traitor_on_each_side_of_a_handover(epochs: Any) -> None:
