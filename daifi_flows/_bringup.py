@@ -190,11 +190,18 @@ def _committee(home: Home, settings: Settings, *, dealer: bool) -> Committee:
     if not path.exists():
         return bare_committee(folder, settings.seats, 0)
     committee = _read_genesis(home).committee
-    mine = [SeatKeys.load(folder, index).seat() for index in range(settings.seats)]
-    if [(seat.public, seat.account, seat.share) for seat in committee.seats] != [
-        (seat.public, seat.account, seat.share) for seat in mine
-    ]:
+    mine = [SeatKeys.load(folder, seat.index, seat.share) for seat in committee.seats]
+    if len(committee.seats) != settings.seats or any(
+        (seat.public, seat.account) != (keys.bls.public, keys.account.address)
+        for seat, keys in zip(committee.seats, mine, strict=True)
+    ):
         raise _other_committee(home, committee)
+    # A seat that was away when the key was made has no share, and the others do without it.
+    if (held := sum(keys.share is not None for keys in mine)) < committee.quorum:
+        raise ConfigError(
+            f"{held} seats in {folder} have their share of the ledger's key and {committee.quorum} "
+            "are needed: restore the files seat-NN.share"
+        )
     return committee
 
 

@@ -48,6 +48,24 @@ def test_another_seat_count_is_another_committee(home: Home, settings: Settings)
         genesis_of(home, more, committee_of(home, more, dealer=True))
 
 
+def test_a_home_whose_seats_lack_shares_starts_while_a_quorum_has_theirs(
+    home: Home, settings: Settings
+) -> None:
+    """A seat that was away when the key was made gets none."""
+    folder = home.keys / "seats"
+    committee = committee_of(home, settings, dealer=True)
+    genesis_of(home, settings, committee)
+    (folder / "dealer").unlink()  # as if the seats had made the key
+    SeatKeys.share_path(folder, 2).unlink()
+    assert committee_of(home, settings, dealer=False) == committee
+    SeatKeys.share_path(folder, 1).write_bytes(SeatKeys.share_path(folder, 0).read_bytes())
+    with pytest.raises(ConfigError, match="2 seats in"):
+        committee_of(home, settings, dealer=False)
+    more = settings.model_copy(update={"seats": 7})
+    with pytest.raises(ConfigError, match="has another committee of 4 seats"):
+        committee_of(home, more, dealer=False)
+
+
 @pytest.mark.slow
 def test_on_a_cluster_the_seats_make_the_key_which_is_kept(
     ray_cluster: None, home: Home, settings: Settings
@@ -61,12 +79,10 @@ def test_on_a_cluster_the_seats_make_the_key_which_is_kept(
     genesis_of(home, settings, committee)
     for dealer in (True, False):
         assert committee_of(home, settings, dealer=dealer) == committee
-    share = SeatKeys.share_path(folder, 2)
-    kept = share.read_bytes()
-    share.unlink()
-    with pytest.raises(ConfigError, match="has another committee"):
-        committee_of(home, settings, dealer=False)
-    share.write_bytes(kept)
+    shares = [SeatKeys.share_path(folder, index) for index in range(4)]
+    for share in shares:  # each is also where the key generation left it
+        share.unlink()
+    assert committee_of(home, settings, dealer=False) == committee
     (home.root / "genesis.cbor").write_bytes(b"broken")
     with pytest.raises(ConfigError, match="damaged"):
         committee_of(home, settings, dealer=False)
