@@ -250,7 +250,7 @@ class ReviewClient:
         until = loop.time() + (run.deadline - loop.time()) / 2
         if not wanted.keys() & run.where.keys():
             until = min(until, loop.time() + self.grace_s)
-        before = len(run.state.committed(full=False))
+        before = {seat for seat, _ in run.state.committed(full=False)}
 
         def absorb(_: int, reply: CommitReply) -> None:
             # Two of a seat are an equivocation; checking signatures is what takes time.
@@ -261,11 +261,8 @@ class ReviewClient:
             committed = run.state.committed(full=full)
             if all((seat, wave) in committed for seat in wanted):
                 return 0.0
-            enough = (
-                len(committed) + before >= self.committee.quorum
-                if full
-                else any(slot[1] == wave for slot in committed)
-            )
+            voters = {seat for seat, number in committed if number == wave}
+            enough = len(before | voters) >= self.committee.quorum if full else bool(voters)
             return self._patience(waited_s) if enough else None
 
         async def call(host: SeatTransport) -> CommitReply:
