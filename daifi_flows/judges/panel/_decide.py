@@ -22,6 +22,11 @@ is accepted at 0.99 (900 of 900 of 48 tokens, greedy, in bfloat16 and float32; 8
 Of the best lies in one token that ``token-difr`` calls valid, 31 of 36 are accepted then, too: the
 model's own rounding could have told them, and no reading of the words shows that it did not."""
 
+MOST_CONTRARY: Final = 2.2
+"""Most that the panel's contrary log-odds count. In a long answer several near ties fall on numbers
+or names; the scheme has weighed all of its tokens together, and to the panel many are not more
+than one. At the scheme's best confidence this leaves 0.991."""
+
 SCHEME_LOG_ODDS: Final = math.log(0.999 / 0.001)
 """Most that a scheme's confidence may weigh against the panel: evidence of up to 1,000 to 1 against
 the node still counts as valid (:data:`daifi_flows.proofs.evidence.ACCEPT`)."""
@@ -79,7 +84,7 @@ def combined_ppm(verdict: Verdict, opinion: Opinion | None) -> int:
     """Confidence from a ``VALID`` verdict and the panel's opinion of the difference it left.
 
     A panel that finds likeness leaves the scheme's confidence as it is. Contrary log-odds are added
-    to the scheme's, weighed by :data:`CONTRARY_WEIGHT`; a denial turned, or a letter in disguise,
+    to the scheme's, weighed by :data:`CONTRARY_WEIGHT`, to :data:`MOST_CONTRARY`; a denial turned, or a letter in disguise,
     leaves no more than the panel's own probability.
     """
     own = min(max(verdict.confidence_ppm, 0), PPM)
@@ -91,7 +96,7 @@ def combined_ppm(verdict: Verdict, opinion: Opinion | None) -> int:
         return own
     likely = min(max(own, 1), PPM - 1)
     scheme = min(math.log(likely / (PPM - likely)), SCHEME_LOG_ODDS)
-    total = scheme + CONTRARY_WEIGHT * opinion.log_odds
+    total = scheme - min(CONTRARY_WEIGHT * -opinion.log_odds, MOST_CONTRARY)
     return min(own, int(PPM / (1.0 + math.exp(-total))))
 
 

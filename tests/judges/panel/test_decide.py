@@ -94,6 +94,19 @@ def test_a_near_tie_of_an_honest_answer_passes(embed: Any) -> None:
     assert found == 20
 
 
+def test_many_near_ties_of_a_long_answer_pass_as_one_does(embed: Any) -> None:
+    """Five honest answers at a time, as one of about 240 tokens."""
+    honest = [item["fp32"] for item in answers()]
+    accepted = 0
+    for start in range(0, 100, 5):
+        part = honest[start : start + 5]
+        claimed, own = (text("\n\n".join(each[name] for each in part)) for name in ("text", "own"))
+        opinion = Panel().compare(claimed, own, Senses(embed))
+        verdict = Verdict(Outcome.VALID, min(each["ppm"] for each in part), "near ties")
+        accepted += decide(verdict, opinion, 990_000).decision is VoteChoice.ACCEPT
+    assert accepted >= 19
+
+
 def test_a_long_reason_is_cut_to_what_a_vote_may_hold() -> None:
     finding = decide(Verdict(Outcome.INVALID, 0, "ö" * 2000), None, 990_000)
     assert len(finding.reason) == 200
