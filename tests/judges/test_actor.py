@@ -110,7 +110,7 @@ async def test_a_review_with_six_traitors_on_three_hosts(
         20: "reject-falsely",
     }  # fmt: skip
     hosts = start(3, byzantine=traitors)
-    client = CommitteeClient(hosts, seats.committee, grace_s=1.0)
+    client = CommitteeClient(hosts, seats.committee, grace_s=3.0)
     attestation, report = await client.review(request_of(output))
     check(attestation, seats.committee, Decision(decision))
     assert {proof.seat for proof in report.evidence} <= traitors.keys()

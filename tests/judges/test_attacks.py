@@ -54,7 +54,7 @@ async def test_on_real_seat_hosts(
         workdir=tmp_path / "seats", hosts=2, byzantine=attack.traitors,
     )  # fmt: skip
     try:
-        client = CommitteeClient(hosts, seats.committee, grace_s=1.0)
+        client = CommitteeClient(hosts, seats.committee, grace_s=3.0)
         attestation, report = await client.review(request_of(attack.output))
         judge(attack, outcome_of(attestation, report), seats)
     finally:
