@@ -84,8 +84,8 @@ def combined_ppm(verdict: Verdict, opinion: Opinion | None) -> int:
     """Confidence from a ``VALID`` verdict and the panel's opinion of the difference it left.
 
     A panel that finds likeness leaves the scheme's confidence as it is. Contrary log-odds are added
-    to the scheme's, weighed by :data:`CONTRARY_WEIGHT`, to :data:`MOST_CONTRARY`; a denial turned, or a letter in disguise,
-    leaves no more than the panel's own probability.
+    to the scheme's, weighed by :data:`CONTRARY_WEIGHT`, to at most :data:`MOST_CONTRARY`; a denial
+    turned, or a letter in disguise, leaves no more than the panel's own probability.
     """
     own = min(max(verdict.confidence_ppm, 0), PPM)
     if opinion is None:
