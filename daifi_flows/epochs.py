@@ -17,8 +17,8 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from daifi_flows._noun import Bytes32, Bytes48, Noun, Uint
-from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate
+from daifi_flows._noun import Address, Bytes32, Bytes48, Noun, Uint
+from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate, Seat
 from daifi_flows.encoding import canonical_json, parse_json, tagged_hash
 from daifi_flows.errors import EncodingError
 from daifi_flows.keys import check_possession, verify_bls_aggregate
@@ -30,6 +30,7 @@ __all__ = [
     "CommitteeChain",
     "Committees",
     "DrawTerms",
+    "Elected",
     "Handover",
     "Succession",
     "UnknownEpoch",
@@ -108,8 +109,8 @@ class Handover(Noun):
     def check(self, previous: Committee) -> None:
         """Check that ``previous`` hands over to the next committee.
 
-        Whether the seats were drawn, hold their keys and have sound shares, the ledger has checked
-        before a quorum of ``previous`` signed.
+        Whether the seats were drawn, hold their keys and have sound shares, each seat of
+        ``previous`` has checked before it signed, the draw by its own copy of the ledger.
 
         Raises:
             EncodingError: it is not the next epoch's, has another group key, or no quorum signed.
@@ -131,19 +132,35 @@ class Handover(Noun):
             raise EncodingError(f"the signature of {where} does not verify")
 
 
+class Elected(Noun):
+    """A seat as it was drawn: who has it, by which key, and with what weight."""
+
+    public: Bytes48
+    account: Address
+    operator: Address | None = None
+    weight: Uint | None = None
+
+    @classmethod
+    def of(cls, seat: Seat) -> Elected:
+        """What of a committee's seat the draw decides."""
+        return cls(
+            public=seat.public, account=seat.account, operator=seat.operator, weight=seat.weight
+        )
+
+
 class Succession(Noun):
     """What a final state of the ledger says of who comes next: whom seats may hand shares on to.
 
     Attributes:
         in_office: epoch of the committee that certifies the next block.
         draw: digest of the sortition of the epoch after it; zeros until it is drawn.
-        elected: BLS keys of the seats that were drawn, in their order.
+        elected: the seats that were drawn, in their order.
     """
 
     ledger_id: Bytes32
     in_office: Uint
     draw: Bytes32 = bytes(32)
-    elected: tuple[Bytes48, ...] = ()
+    elected: tuple[Elected, ...] = ()
 
 
 class CommitteeChain(Noun):

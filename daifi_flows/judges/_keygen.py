@@ -44,7 +44,7 @@ from daifi_flows.dkg import (
     Session,
     enrol,
 )
-from daifi_flows.epochs import Succession, committee_fault, handover_message
+from daifi_flows.epochs import Elected, Succession, committee_fault, handover_message
 from daifi_flows.errors import CommitteeError, DaifiError, EncodingError, KeyMaterialError
 from daifi_flows.judges._seat import SeatKeys
 from daifi_flows.keys import BlsKey, keep_first, load_secret, save_secret, sync_folder
@@ -238,7 +238,7 @@ class KeyOffice:
             (following.ledger_id, following.in_office) != (session.ledger_id, mine.epoch)
             or session.epoch != mine.epoch + 1
             or not following.elected
-            or session.holders != following.elected
+            or session.holders != tuple(seat.public for seat in following.elected)
             or session.threshold != (n + (n - 1) // 3) // 2 + 1
         ):
             raise CommitteeError(
@@ -350,17 +350,20 @@ class KeyOffice:
         certificate, new, mine = self._require_certified(ask), ask.committee, self._committee
         if new is None or ask.session.previous is None:
             raise CommitteeError("a handover names the committee that takes over")
+        following = self._following()
         rightful = (
             new.epoch == ask.session.epoch
+            and tuple(map(Elected.of, new.seats)) == following.elected
             and tuple(seat.public for seat in new.seats) == ask.session.holders
             and tuple(seat.share for seat in new.seats) == certificate.outcome.shares
             and new.group_key == certificate.outcome.group_key == mine.group_key
         )
         if not rightful:
-            raise CommitteeError("this is not the committee that the shares were handed on to")
+            raise CommitteeError(
+                "this is not the committee that was drawn and that the shares were handed on to"
+            )
         if (fault := committee_fault(new)) is not None:
             raise CommitteeError(f"the new committee cannot certify blocks: {fault}")
-        following = self._following()
         message = handover_message(
             following.ledger_id, mine.digest, following.draw, new.epoch, new.digest
         )

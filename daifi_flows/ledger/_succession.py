@@ -11,7 +11,7 @@ from pathlib import Path
 
 from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate
 from daifi_flows.encoding import keccak256
-from daifi_flows.epochs import CommitteeChain, Committees, Handover, Succession
+from daifi_flows.epochs import CommitteeChain, Committees, Elected, Handover, Succession
 from daifi_flows.errors import EncodingError, LedgerCorrupted
 from daifi_flows.ledger._committees import (
     CommitteeRecord,
@@ -55,7 +55,15 @@ def succession_in(state: Base, genesis: Genesis) -> Succession:
         ledger_id=genesis.ledger_id,
         in_office=epoch,
         draw=roll.digest,
-        elected=tuple(entrant.public for entrant in roll.elected),
+        elected=tuple(
+            Elected(
+                public=entrant.public,
+                account=entrant.candidate.account,
+                operator=entrant.candidate.operator,
+                weight=entrant.candidate.weight,
+            )
+            for entrant in roll.elected
+        ),
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from daifi_flows.cnft import Committee, QuorumCertificate
 from daifi_flows.dkg import Complaint, Insider, KeygenState, Session
-from daifi_flows.epochs import DrawTerms, Handover, Succession, committee_fault
+from daifi_flows.epochs import DrawTerms, Elected, Handover, Succession, committee_fault
 from daifi_flows.errors import CommitteeError, EncodingError
 from daifi_flows.judges._keygen import KeygenAsk, KeygenStep, KeygenWord, KeyOffice, seated
 from daifi_flows.judges._keygen_client import HandedOn, hand_on, make_group_key, retire_seats
@@ -452,7 +452,7 @@ def next_committee(folder: Path, n: int, old: Committee) -> Committee:
 
 
 def says(old: Committee, new: Committee, **changed: Any) -> Callable[[], Succession]:
-    elected = tuple(seat.public for seat in new.seats)
+    elected = tuple(Elected.of(seat) for seat in new.seats)
     found = Succession(ledger_id=LEDGER, in_office=old.epoch, draw=DRAW, elected=elected)
     return lambda: found.model_copy(update=changed)
 
@@ -533,7 +533,7 @@ async def test_seats_hand_on_to_nobody_who_was_not_drawn(
 ) -> None:
     folder, old, after, new = epochs
     if changed is not None and changed.get("elected") == "reversed":
-        changed = {"elected": tuple(seat.public for seat in reversed(new.seats))}
+        changed = {"elected": tuple(Elected.of(seat) for seat in reversed(new.seats))}
     succession = None if changed is None else says(old, new, **changed)
     old_hosts = hosts_of(old, folder, 1, succession=succession)
     with pytest.raises(CommitteeError, match="no quorum"):
@@ -568,11 +568,24 @@ async def test_a_handover_is_signed_to_confirmed_shares_only(epochs: Any) -> Non
         {"committee": old},
         {"committee": shuffled},
         {"committee": ask.committee.model_copy(update={"epoch": 9})},
+        *({"committee": altered} for altered in seats_altered(ask.committee)),
         {"certificate": None},
         {"certificate": short},
     ):
         with pytest.raises(CommitteeError):
             office.answer(ask.model_copy(update=changed).canonical())
+
+
+def seats_altered(committee: Committee) -> list[Committee]:
+    """The same keys and shares, for others than were drawn."""
+    first, *rest = committee.seats
+    changes: list[dict[str, Any]] = [
+        {"account": rest[0].account}, {"operator": rest[0].account}, {"weight": 10**9},
+    ]  # fmt: skip
+    return [
+        committee.model_copy(update={"seats": (first.model_copy(update=change), *rest)})
+        for change in changes
+    ]
 
 
 # Real hosts
