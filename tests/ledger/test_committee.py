@@ -598,7 +598,6 @@ def test_a_seat_that_signs_blocks_out_of_office_is_slashed() -> None:
 
     for height in (handed_at + 1, left.left_height):  # theirs to certify
         refused(bench, "bad-field", t.LateCertificate, BUYER, **shown(height))
-    refused(bench, "bad-state", t.LateCertificate, BUYER, **shown(bench.height + 1))
     late = shown(bench.height)
     wrong = {**late, "header": late["header"].model_copy(update={"beacon": bytes(32)})}
     refused(bench, "bad-signature", t.LateCertificate, BUYER, **wrong)

@@ -1,0 +1,51 @@
+"""Attacks on the election of committees by those that were in office before."""
+
+from __future__ import annotations
+
+import ledger_kinds as t
+import pytest
+from committee_bench import BUYER, CommitteeBench, certified_header
+from ledger_bench import snapshot
+
+from daifi_flows.cnft import Committee
+from daifi_flows.encoding import keccak256
+from daifi_flows.errors import TransactionRefused
+
+
+def refused(bench: CommitteeBench, kind, **fields: object) -> str:
+    """With which code it is refused; it changes nothing."""
+    before = snapshot(bench.state)
+    with pytest.raises(TransactionRefused) as caught:
+        bench.do(kind, BUYER, **fields)
+    assert snapshot(bench.state) == before
+    return caught.value.details["code"]
+
+
+def test_a_committee_that_left_draws_no_other() -> None:
+    """A quorum of it, with keys it still has, could sign any beacon: whichever seats its own."""
+    bench = CommitteeBench()
+    first = bench.state.committee()
+    bench.rotate()
+    height = bench.close().height + 1
+    bench.height = height + 1
+    chosen = certified_header(first, height, beacon=keccak256(b"a convenient one"))
+    assert refused(bench, t.DrawSeats, **chosen) == "bad-field"
+    bench.do(t.DrawSeats, BUYER, **certified_header(bench.state.committee(), height))
+    assert bench.roll().drawn
+
+
+def left(bench: CommitteeBench) -> Committee:
+    second = bench.rotate()
+    bench.rotate()
+    return second
+
+
+@pytest.mark.parametrize("ahead", [1, 1_000, 2**40])
+def test_a_late_block_far_ahead_is_late_all_the_same(ahead: int) -> None:
+    """Until the chain is there the evidence would be stale, and the block fools who is away."""
+    bench = CommitteeBench()
+    second = left(bench)
+    late = certified_header(second, bench.height + ahead, signers=(3,))
+    stake_wei = bench.state.account(second.seats[3].account).stake_wei
+    bench.do(t.LateCertificate, BUYER, header=late["header"], votes=late["certificate"])
+    assert bench.state.account(second.seats[3].account).stake_wei < stake_wei
