@@ -3,8 +3,8 @@
 Each prompt is answered three times by the same node with 256 tokens: as a whole step (escrow,
 assignment, commit, review in all of the protocol's rounds, settlement, bundle), and before and
 after that by the node alone; the ratio is to the mean of these two. On a busy machine that varies
-more than what is measured: the second ratio is to the node's part of the very same step. ``DAIFI_BENCH_STEPS`` says how
-many prompts. The node is new, so every step is reviewed.
+more than what is measured: the second ratio is to the node's part of the very same step.
+``DAIFI_BENCH_STEPS`` says how many prompts. The node is new, so every step is reviewed.
 """
 
 from __future__ import annotations
