@@ -192,7 +192,9 @@ class Committees:
     """The committees of consecutive epochs, from one that is trusted.
 
     A handover says since when the committee that signs it is in office. So all but the last two
-    are known with the blocks that were theirs to certify: what they sign later is not believed.
+    are known with the blocks that were theirs to certify: what they sign later is not believed. The
+    last one took office after the block whose beacon drew it. Only until its own handover is known
+    is the last but one believed too long.
 
     Args:
         anchor: the trusted one.
@@ -207,18 +209,23 @@ class Committees:
         self._digests = [anchor.digest]
         self._since: list[int] = []
         """Heights after which each certified blocks, as far as a later handover says."""
-        ledger_id: bytes | None = None
+        self._drawn: int | None = None
+        """Height of the block whose beacon drew the last one; it certified none up to that."""
+        self._ledger_id: bytes | None = None
         for handover in handovers:
             if handover.committee.epoch <= anchor.epoch:
                 continue
-            if ledger_id not in (None, handover.ledger_id):
+            if self._ledger_id not in (None, handover.ledger_id):
                 raise EncodingError("the handovers are of two ledgers")
-            ledger_id = handover.ledger_id
+            self._ledger_id = handover.ledger_id
             handover.check(self._known[-1])
             since = handover.draw.since_height
-            if self._since and since <= self._since[-1]:
-                raise EncodingError("a committee took office before the one that it followed")
+            if self._drawn is not None and since <= self._drawn:
+                raise EncodingError("a committee took office before it was drawn")
+            if handover.draw.height < since:
+                raise EncodingError("a committee drew its successor before it was in office")
             self._since.append(since)
+            self._drawn = handover.draw.height + 1
             self._known.append(handover.committee)
             self._digests.append(handover.committee.digest)
 
@@ -250,13 +257,17 @@ class Committees:
 
         Raises:
             UnknownEpoch: no handover leads to it.
-            EncodingError: the block names another, or was not this one's to certify.
+            EncodingError: the block is another ledger's, names another committee, or was not this
+                one's to certify.
         """
         index, height = self._index(header.epoch), header.height
+        if self._ledger_id not in (None, header.ledger_id):
+            raise EncodingError("the block is of another ledger than the handovers")
         if header.committee != self._digests[index]:
             raise EncodingError("the block was certified by another committee than the trusted one")
-        since, until = (self._since[at : at + 1] for at in (index, index + 1))
-        if any(height <= first for first in since) or any(height > last for last in until):
+        since = self._since[index] if index < len(self._since) else self._drawn
+        until = self._since[index + 1 : index + 2]
+        if (since is not None and height <= since) or any(height > last for last in until):
             raise EncodingError(
                 f"block {height} was not certified by the committee of epoch {header.epoch}, "
                 "which was not in office"

@@ -107,7 +107,7 @@ def test_blocks_are_checked_with_the_committee_of_their_epoch() -> None:
         {name: bytes(32) for name in BlockHeader.model_fields}
         | dict.fromkeys(("timestamp_ms", "round", "history_size"), 0)
         | dict.fromkeys(("proposer", "builder"), ALL[0].seats[0].account)
-        | {"epoch": 3, "committee": ALL[2].digest, "height": 250}
+        | {"epoch": 3, "committee": ALL[2].digest, "height": 250, "ledger_id": LEDGER}
     )
     message = QuorumCertificate.message(header.digest)
     check_certificate(header, signed(ALL[2], message), known)
@@ -181,7 +181,7 @@ def test_a_committee_that_left_certifies_nothing_more() -> None:
         zeros = dict.fromkeys(("timestamp_ms", "round", "history_size"), 0)
         seats = dict.fromkeys(("proposer", "builder"), ALL[0].seats[0].account)
         rest = {name: bytes(32) for name in BlockHeader.model_fields}
-        return BlockHeader.model_validate(rest | zeros | seats | fields)
+        return BlockHeader.model_validate(rest | zeros | seats | fields | {"ledger_id": LEDGER})
 
     for epoch, first, last in ((1, 1, 100), (2, 101, 200), (3, 201, 300), (4, 301, 9_999)):
         for height in (first, last):
@@ -191,9 +191,20 @@ def test_a_committee_that_left_certifies_nothing_more() -> None:
     for epoch, last in ((1, 100), (2, 200), (3, 300)):
         with pytest.raises(EncodingError, match="not in office"):
             known.certifying(header(epoch, last + 1))
-    assert known.certifying(header(5, 7)) == ALL[4]  # nobody has said yet since when
-    with pytest.raises(EncodingError, match="before the one that it followed"):
-        Committees(ALL[0], [CHAIN[0], handover(ALL[1], ALL[2], draw=terms(ALL[2], since_height=0))])
+    # Nobody has said yet since when the last is in office: after block 398, which drew it.
+    assert known.certifying(header(5, 399)) == ALL[4]
+    for height in (7, 398):
+        with pytest.raises(EncodingError, match="not in office"):
+            known.certifying(header(5, height))
+    assert Committees(ALL[4]).certifying(header(5, 7)) == ALL[4]  # which nothing says of an anchor
+    for draw in (terms(ALL[2], since_height=0), terms(ALL[2], since_height=98)):
+        with pytest.raises(EncodingError, match="before it was drawn"):
+            Committees(ALL[0], [CHAIN[0], handover(ALL[1], ALL[2], draw=draw)])
+    with pytest.raises(EncodingError, match="before it was in office"):
+        Committees(ALL[0], [handover(ALL[0], ALL[1], draw=terms(ALL[1], since_height=98))])
+    foreign = header(3, 250).model_copy(update={"ledger_id": keccak256(b"another")})
+    with pytest.raises(EncodingError, match="another ledger"):
+        known.certifying(foreign)
 
 
 def test_handovers_of_two_ledgers_are_no_chain() -> None:
