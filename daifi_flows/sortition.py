@@ -54,10 +54,10 @@ __all__ = [
     "weigh",
 ]
 
-MAX_CANDIDATES: Final = 4096
-"""Most candidates of one draw."""
+MAX_CANDIDATES: Final = 2048
+"""Most candidates of one draw: one that opens them all can still be read back."""
 MAX_WEIGHT: Final = 2**51 - 1
-"""Most that one candidate weighs: 4,096 of them stay below 2^63."""
+"""Most that one candidate weighs: 2,048 of them stay below 2^63."""
 MAX_SEATS: Final = 63
 """Most seats of a committee (see :class:`daifi_flows.cnft.Seat`)."""
 WEIGHT_UNIT_WEI: Final = 10**12
@@ -155,7 +155,7 @@ def draw(beacon: bytes, candidates: Iterable[Candidate], seats: int, per_operato
         per_operator: most seats of one operator, while there are others.
 
     Raises:
-        EncodingError: more than 4,096 candidates, an account twice, a beacon that is not 32 bytes,
+        EncodingError: more than 2,048 candidates, an account twice, a beacon that is not 32 bytes,
             or a number of seats outside 1 to 63.
     """
     tree = SumTree(candidates)
@@ -214,7 +214,7 @@ class SumTree:
     ``keccak256(0x12 ‖ count ‖ total ‖ top hash)``. Numbers are eight bytes, big-endian.
 
     Raises:
-        EncodingError: more than 4,096 candidates, or an account twice.
+        EncodingError: more than 2,048 candidates, or an account twice.
     """
 
     def __init__(self, candidates: Iterable[Candidate]) -> None:

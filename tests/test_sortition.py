@@ -163,8 +163,15 @@ def test_splitting_a_stake_gains_no_seats() -> None:
     assert seats_won(8) - seats_won(1) < 4 * noise + fair**2
 
 
+def test_the_largest_draw_can_be_read_back() -> None:
+    """All of one operator, so that every leaf is opened."""
+    found = draw(beacon(0), people([1] * MAX_CANDIDATES, ["whale"] * MAX_CANDIDATES), 63, 1)
+    assert len(found.opened) == MAX_CANDIDATES
+    assert Draw.from_canonical(found.canonical()) == found
+
+
 def test_too_much_is_refused() -> None:
-    with pytest.raises(EncodingError, match="at most 4096"):
+    with pytest.raises(EncodingError, match="at most 2048"):
         SumTree(people([1] * (MAX_CANDIDATES + 1)))
     with pytest.raises(EncodingError, match="twice"):
         draw(beacon(0), people([1]) * 2, 3, 1)
