@@ -17,10 +17,11 @@ CONTRARY_WEIGHT: Final = 0.4
 independent: a scheme that answers ``VALID`` has found each differing token to be a near tie, which
 explains most of what the panel sees.
 
-Fitted: the largest weight in steps of 0.1 at which every honest answer that ships with the panel
-is accepted at 0.99 (900 of 900 of 48 tokens, greedy, in bfloat16 and float32; 869 of 900 at 0.5).
-Of the best lies in one token that ``token-difr`` calls valid, 31 of 36 are accepted then, too: the
-model's own rounding could have told them, and no reading of the words shows that it did not."""
+Fitted: the largest weight in steps of 0.1 at which all 900 honest answers that ship with the panel
+reach 0.99 (48 tokens, greedy, in bfloat16 and float32; at 0.5 it is 869 of them). Most of the best
+lies in one token that ``token-difr`` calls valid reach it then, too: the model's own rounding could
+have told them, and no reading of the words shows that it did not. ``python -m benchmarks judges``
+counts both."""
 
 MOST_CONTRARY: Final = 2.2
 """Most that the panel's contrary log-odds count. In a long answer several near ties fall on numbers

@@ -49,12 +49,13 @@ class LlmVerdict(StrEnum):
 
 
 class LlmJudge:
-    """``llm``: of the three questions asked, the share answered right for "the same": A with B, B
-    with A, and each of the two with a decoy, which must be found different. NaN without a model.
+    """``llm``: share of two questions, claim with expectation and the other way round, that the
+    model answers with "the same". NaN without a model.
 
-    What cannot be parsed counts in the denominator. A model that follows an instruction inside a
-    text finds the decoy alike, too; then the share is 0, whatever else it said. The panel lets this
-    judge withhold an acceptance and never give one.
+    What cannot be parsed counts in the denominator. A model that said "the same" is asked about the
+    claim and a decoy, which it must find different: one that follows an instruction inside the claim
+    does not, and then the share is 0. The panel lets this judge withhold an acceptance and never
+    give one.
     """
 
     name: ClassVar[str] = "llm"
