@@ -385,7 +385,7 @@ def _best_decile(world: World, base: Outcome, run: Outcome) -> Figure:
     order = np.argsort(world.stake / world.price)
     parts = [(run.profit - base.profit)[part] for part in np.array_split(order, 10)]
     best = max(parts, key=lambda part: interval(part)[2])
-    return versus("the same, the tenth of the nodes that fares best", best)
+    return versus("node where reviews are rarest, the tenth that fares best", best)
 
 
 def _colluders(world: World, base: Outcome) -> list[Figure]:
