@@ -107,7 +107,7 @@ def test_a_commit_fixes_the_rate_and_its_receipt_says_which_proof_it_is_of() -> 
     spec = bench.reach(TaskState.ASSIGNED)
     header = make_header(spec)
     fields = {"task_id": spec.task_id, "attempt": 0, "proof_cid": PROOF_CID, "header": header}
-    leaf = bench.do(t.Commit, NODE, **fields)
+    leaf = bench.do(t.Commit, BUYER, **fields)
     assert leaf.review_ppm == bench.rate_of(spec) == expected() < PPM
     place = {"task_id": spec.task_id, "attempt": 0, "node": NODE.address, "proof": header.digest()}
     assert leaf.commits(**place)
@@ -121,7 +121,7 @@ def test_a_commit_fixes_the_rate_and_its_receipt_says_which_proof_it_is_of() -> 
         assert not leaf.commits(**(place | {name: value})), name
     # The second commit is about the same proof, so it says the same.
     bench.vouch(NODE, accepted=0)
-    second = bench.do(t.Commit, BUYER, **(fields | {"proof_cid": cid_of(b"elsewhere")}))
+    second = bench.do(t.Commit, NODE, **(fields | {"proof_cid": cid_of(b"elsewhere")}))
     assert second.commits(**place) and second.review_ppm == leaf.review_ppm
     assert not bench.reviewed(spec).commits(**place)
 
@@ -154,6 +154,32 @@ def test_a_large_price_is_always_reviewed(price: int, always: bool) -> None:
 
 def test_a_buyer_may_ask_for_a_review() -> None:
     assert Reviews().rate(review=Review(attempts=3, always=1)) == PPM
+
+
+def test_what_only_its_node_has_is_always_reviewed() -> None:
+    """It could settle by itself what the lottery lets pass, and show nobody what it draws."""
+    bench = Reviews()
+    spec = bench.reach(TaskState.ASSIGNED)
+    header = make_header(spec)
+    fields = {"task_id": spec.task_id, "attempt": 0, "proof_cid": PROOF_CID, "header": header}
+    bench.do(t.Commit, NODE, **fields)
+    assert bench.rate_of(spec) == PPM
+    assert bench.do(t.Commit, BUYER, **fields).review_ppm == PPM  # a buyer that comes second
+    found = waived(spec, ledger_id=bench.machine.ledger_id)
+    tx = bench.make(t.Settle, NODE, attestation=found, metadata=META)
+    assert bench.refused(tx) == "bad-field"
+    bench.reviewed(spec)
+
+
+@pytest.mark.parametrize(("left_ms", "always"), [(60_000, False), (59_999, True)])
+def test_an_answer_in_the_last_minute_is_always_reviewed(left_ms: int, always: bool) -> None:
+    """A review would not end in time, a waived one would: being drawn were of no consequence."""
+    bench = Reviews()
+    spec = bench.reach(TaskState.ASSIGNED)
+    bench.now = spec.deadline_ms - left_ms
+    bench.vouch(NODE)
+    bench.commit(spec)
+    assert (bench.rate_of(spec) == PPM) is always
 
 
 def test_what_nobody_could_challenge_is_always_reviewed() -> None:
@@ -292,7 +318,7 @@ def test_of_the_unbonding_counts_what_a_slash_will_still_reach(early: bool) -> N
         bench.do(t.Unstake, NODE, amount_wei=50 * DAI)
         bench.now += bench.state.params().staking.unbonding_ms // 2
         bench.vouch(NODE)
-    spec = bench.reach(TaskState.ASSIGNED, make_spec(deadline_ms=bench.now + 1_000))
+    spec = bench.reach(TaskState.ASSIGNED, make_spec(deadline_ms=bench.now + 60_000))
     if not early:
         bench.do(t.Unstake, NODE, amount_wei=50 * DAI)
     bench.commit(spec)
@@ -398,7 +424,7 @@ def test_no_reward_before_the_window_ends_even_if_governance_shortens_it() -> No
     bench = Reviews()
     bench.now = T0 + bench.machine.genesis.epoch_ms - 1
     bench.vouch(NODE)
-    bench.waived(bench.committed(deadline_ms=bench.now + 1_000))
+    bench.waived(bench.committed(deadline_ms=bench.now + 60_000))
     until_ms = _epoch(bench).free_ms
     record = bench.state.get(b"p")
     rewards = record.params.rewards.model_copy(update={"challenge_ms": 1})

@@ -12,16 +12,22 @@ from daifi_flows.review_rate import review_ppm
 __all__ = ["record_service", "review_rate_ppm"]
 
 
-def review_rate_ppm(ctx: Context, task: TaskRecord) -> int:
+def review_rate_ppm(ctx: Context, task: TaskRecord, committer: str) -> int:
     """How likely the committee reviews the execution that is committed now, in ppm.
 
-    Always, where the buyer asked for it, and where nothing could be challenged later. Else by
+    Always, where the buyer asked for it, and where nothing could be challenged later. Always, too,
+    where being drawn could be of no consequence: where the node commits by itself, so that nobody
+    may have the output but it, to show it for a review or a dispute; and where a review might not
+    end before the deadline, after which seats say nothing. Else by
     :func:`daifi_flows.review_rate.review_ppm`: of the node's stake counts what a slash still
     reaches when the last dispute about the output is decided, less its other tasks' part; of its
     past what was reviewed since the last rejection, and has not faded.
     """
     params = ctx.params
     if task.spec.review.always or params.rewards.challenge_ms == 0:
+        return PPM
+    left_ms = task.spec.deadline_ms - ctx.now_ms
+    if committer != task.spec.buyer or left_ms < 2 * params.tasks.notice_ms:
         return PPM
     assert task.node is not None, "a committed task has a node"
     account = ctx.account(task.node)

@@ -195,7 +195,7 @@ def commit(ctx: Context, tx: Commit) -> Facts:
         ) from error
     if signer != header.node:
         refuse("bad-signature", f"the proof header was not signed by node {header.node}")
-    review_ppm = review_rate_ppm(ctx, task)
+    review_ppm = review_rate_ppm(ctx, task, tx.sender)
     ctx.layer.put(
         task.model_copy(
             update={
