@@ -53,9 +53,9 @@ class LlmJudge:
     model answers with "the same". NaN without a model.
 
     What cannot be parsed counts in the denominator. A model that said "the same" is asked about the
-    claim and a decoy, which it must find different: one that follows an instruction inside the claim
-    does not, and then the share is 0. The panel lets this judge withhold an acceptance and never
-    give one.
+    claim and a decoy, which it must find different: one that follows an instruction inside the
+    claim does not, and then the share is 0. The panel lets this judge withhold an acceptance and
+    never give one.
     """
 
     name: ClassVar[str] = "llm"
