@@ -220,6 +220,7 @@ class Committees4(RuleBasedStateMachine):
             beacon=beacon,
             ledger_id=GENESIS.ledger_id,
         )
+        self.bench.height = max(self.bench.height, roll.height + 2)  # that block is final
         assert self.attempt(t.DrawSeats, -1, **header) == (self.drawn is None)
         if self.drawn is None:
             roll = self.bench.roll()
