@@ -188,6 +188,9 @@ def _committee(home: Home, settings: Settings, *, dealer: bool) -> Committee:
     if (folder / "dealer").exists() if path.exists() else dealer:
         return make_committee(folder, settings.seats, 0)
     if not path.exists():
+        # Of a start that was broken off before there was a ledger. With it here the next start
+        # would deal again, in the place of what the seats are about to make.
+        (folder / "dealer").unlink(missing_ok=True)
         return bare_committee(folder, settings.seats, 0)
     committee = _read_genesis(home).committee
     mine = [SeatKeys.load(folder, seat.index, seat.share) for seat in committee.seats]

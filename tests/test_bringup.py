@@ -12,7 +12,9 @@ from daifi_flows._home import Home, take_home
 from daifi_flows.epochs import committee_fault
 from daifi_flows.errors import ConfigError
 from daifi_flows.judges import SeatKeys
+from daifi_flows.keys import save_secret
 from daifi_flows.settings import Settings
+from daifi_flows.threshold import deal
 
 committee_of = _bringup._committee  # pyright: ignore[reportPrivateUsage]
 genesis_of = _bringup._genesis  # pyright: ignore[reportPrivateUsage]
@@ -64,6 +66,25 @@ def test_a_home_whose_seats_lack_shares_starts_while_a_quorum_has_theirs(
     more = settings.model_copy(update={"seats": 7})
     with pytest.raises(ConfigError, match="has another committee of 4 seats"):
         committee_of(home, more, dealer=False)
+
+
+def test_seats_make_their_key_where_a_start_was_broken_off(home: Home, settings: Settings) -> None:
+    """A dealer's seed that no ledger began with must not deal over what the seats make later."""
+    folder = home.keys / "seats"
+    committee_of(home, settings, dealer=True)
+    bare = committee_of(home, settings, dealer=False)
+    assert bare.group_key is None
+    dealing = deal(b"as if the seats had made it".ljust(32), 4, 3)
+    seats = tuple(
+        seat.model_copy(update={"share": share})
+        for seat, share in zip(bare.seats, dealing.shares, strict=True)
+    )
+    made = bare.model_copy(update={"seats": seats, "group_key": dealing.group_key})
+    for index, secret in enumerate(dealing.secrets):
+        save_secret(SeatKeys.share_path(folder, index), secret.secret)
+    genesis_of(home, settings, made)
+    for dealer in (True, False):
+        assert committee_of(home, settings, dealer=dealer) == made
 
 
 @pytest.mark.slow
