@@ -21,7 +21,7 @@ from daifi_flows._noun import Address, Bytes32, Bytes48, Noun, Uint
 from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate, Seat
 from daifi_flows.encoding import canonical_json, parse_json, tagged_hash
 from daifi_flows.errors import EncodingError
-from daifi_flows.keys import check_possession, verify_bls_aggregate
+from daifi_flows.keys import check_seat_possession, verify_bls_aggregate
 from daifi_flows.threshold import shares_sound
 
 __all__ = [
@@ -308,7 +308,7 @@ def committee_fault(committee: Committee) -> str | None:
     if (fault := _seating_fault(committee)) is not None:
         return fault
     for seat in committee.seats:
-        if not check_possession(seat.public, seat.possession):
+        if not check_seat_possession(seat.public, seat.account, seat.possession):
             return f"seat {seat.index} has no valid proof of possession of its BLS key"
     shares = tuple(seat.share for seat in committee.seats if seat.share is not None)
     group_key = committee.group_key

@@ -33,9 +33,11 @@ __all__ = [
     "BlsKey",
     "aggregate_bls",
     "check_possession",
+    "check_seat_possession",
     "keep_first",
     "load_secret",
     "open_box",
+    "possession_message",
     "recover_address",
     "save_secret",
     "seal_box",
@@ -269,6 +271,23 @@ def check_possession(public: bytes, proof: bytes) -> bool:
         return bool(PopSchemeMPL.pop_verify(_public(public), _signature(proof)))
     except KeyMaterialError:
         return False
+
+
+def possession_message(public: bytes, address: str) -> bytes:
+    """What a key signs to be registered for an account:
+
+    ``"daifi/possession/1" ‖ public key ‖ address``
+    """
+    return b"daifi/possession/1" + public + bytes.fromhex(address[2:])
+
+
+def check_seat_possession(public: bytes, account: str, proof: bytes) -> bool:
+    """Whether ``proof`` shows that somebody holds a seat's secret: by itself, or as the seat's
+    account registered the key. The latter is on the ledger, so a node that was drawn cannot keep
+    a committee from being put together by not giving the former."""
+    return check_possession(public, proof) or verify_bls(
+        public, possession_message(public, account), proof
+    )
 
 
 @lru_cache(maxsize=256)

@@ -33,7 +33,7 @@ from daifi_flows.errors import BundleError, DaifiError, EncodingError, KeyMateri
 from daifi_flows.history import verify_receipt
 from daifi_flows.keys import (
     Account,
-    check_possession,
+    check_seat_possession,
     open_box,
     recover_address,
     verify_bls_aggregate,
@@ -251,7 +251,7 @@ class _Auditor:
         committee = self.trusted.of(attestation.epoch)
         for seat in committee.seats:
             _require(
-                check_possession(seat.public, seat.possession),
+                check_seat_possession(seat.public, seat.account, seat.possession),
                 f"seat {seat.index} has no valid proof of possession",
             )
         signers = verify_attestation(attestation, committee)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from daifi_flows.cnft import Committee
 from daifi_flows.errors import CommitteeError, KeyMaterialError
-from daifi_flows.keys import aggregate_bls, check_possession, verify_bls, verify_bls_aggregate
+from daifi_flows.keys import aggregate_bls, check_seat_possession, verify_bls, verify_bls_aggregate
 from daifi_flows.threshold import combine_shares
 
 __all__ = ["Beacon", "aggregated", "check_committee", "is_signature", "right_one"]
@@ -31,7 +31,7 @@ def check_committee(committee: Committee) -> None:
     if len({seat.public for seat in committee.seats}) != len(committee.seats):
         raise CommitteeError("two seats of the committee share a key: give each its own")
     for seat in committee.seats:
-        if not check_possession(seat.public, seat.possession):
+        if not check_seat_possession(seat.public, seat.account, seat.possession):
             raise CommitteeError(
                 f"seat {seat.index} does not prove possession of its key: create it again"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from daifi_flows.cnft import Committee, QuorumCertificate, Receipt
+from daifi_flows.cnft import Committee, QuorumCertificate, Receipt, Seat
 from daifi_flows.errors import LedgerError
 from daifi_flows.keys import Account
 from daifi_flows.ledger._committees import (
@@ -128,6 +128,36 @@ class Elections:
         fields = {"header": header, "certificate": certificate}
         await self._ledger.submit(DrawSeats, sender, fields)
         return await self._require_roll()
+
+    async def elected(self) -> Committee:
+        """The seats that were drawn for the next epoch, still without shares of the group key:
+        what :func:`daifi_flows.judges.hand_on` takes. The proofs of possession are those with
+        which the seats' accounts registered their keys, so nobody drawn can hold one back.
+
+        Raises:
+            LedgerError: no seats are drawn, or a drawn account has no registered key.
+        """
+        office, roll = await self.in_office(), await self._require_roll()
+        if roll.epoch != office.committee.epoch + 1 or not roll.drawn:
+            raise LedgerError("the seats of the next epoch are not drawn yet; draw them first")
+        seats: list[Seat] = []
+        for index, entrant in enumerate(roll.elected):
+            drawn = entrant.candidate
+            info = (await self._ledger.account(drawn.account)).registered
+            if info is None or info.bls_possession is None:
+                raise LedgerError(f"{drawn.account} was drawn and has no registered BLS key")
+            seats.append(
+                Seat(
+                    index=index,
+                    public=entrant.public,
+                    possession=info.bls_possession,
+                    account=drawn.account,
+                    operator=drawn.operator,
+                    weight=drawn.weight,
+                )
+            )
+        key = office.committee.group_key
+        return Committee(epoch=roll.epoch, seats=tuple(seats), group_key=key)
 
     async def hand_over(
         self, committee: Committee, certificate: QuorumCertificate, sender: Account

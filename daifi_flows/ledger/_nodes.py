@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from daifi_flows.cnft import Address, Bytes48
-from daifi_flows.keys import BlsKey, verify_bls
+from daifi_flows.keys import BlsKey, possession_message, verify_bls
 from daifi_flows.ledger._records import Record
 
 __all__ = ["BlsKeyRecord", "bls_key_key", "node_key_proven", "prove_node_key"]
@@ -33,16 +33,12 @@ def prove_node_key(key: BlsKey, address: str) -> bytes:
     ``"daifi/possession/1" ‖ public key ‖ address``
 
     A proof of possession that names nobody could be copied from the chain, or from a transaction
-    on its way there, and the key be registered for whoever copied it. Seats of a committee prove
-    theirs apart from this (:meth:`~daifi_flows.keys.BlsKey.prove_possession`).
+    on its way there, and the key be registered for whoever copied it. A seat that its account
+    registered is proven by this; others by :meth:`~daifi_flows.keys.BlsKey.prove_possession`.
     """
-    return key.sign(_message(key.public, address))
+    return key.sign(possession_message(key.public, address))
 
 
 def node_key_proven(public: bytes, address: str, proof: bytes) -> bool:
     """Whether ``proof`` shows that who holds ``public``'s secret registers it for an account."""
-    return verify_bls(public, _message(public, address), proof)
-
-
-def _message(public: bytes, address: str) -> bytes:
-    return b"daifi/possession/1" + public + bytes.fromhex(address[2:])
+    return verify_bls(public, possession_message(public, address), proof)

@@ -213,7 +213,10 @@ async def take_over(world: World, folder: Path) -> None:
     await elections.close_roll(BUYER)
     roll = await elections.draw(BUYER)
 
-    drawn = seated_as_drawn(roll, nodes, second_keys, first)
+    with_theirs = seated_as_drawn(roll, nodes, second_keys, first)
+    drawn = await elections.elected()  # with the proofs that are on the ledger
+    for ours, own in zip(drawn.seats, with_theirs.seats, strict=True):
+        assert ours.model_copy(update={"possession": own.possession}) == own != ours
     new_hosts = world.start(drawn, second_keys, None)
 
     async def share_anew() -> HandedOn:

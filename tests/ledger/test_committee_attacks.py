@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import ledger_kinds as t
 import pytest
-from committee_bench import BUYER, CommitteeBench, certified_header
+from committee_bench import (
+    BUYER,
+    CommitteeBench,
+    certified_header,
+    drawn_committee,
+    handed_over,
+)
 from ledger_bench import snapshot
 
 from daifi_flows.cnft import Committee
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import TransactionRefused
+from daifi_flows.keys import check_seat_possession
 
 
 def refused(bench: CommitteeBench, kind, **fields: object) -> str:
@@ -49,3 +56,28 @@ def test_a_late_block_far_ahead_is_late_all_the_same(ahead: int) -> None:
     stake_wei = bench.state.account(second.seats[3].account).stake_wei
     bench.do(t.LateCertificate, BUYER, header=late["header"], votes=late["certificate"])
     assert bench.state.account(second.seats[3].account).stake_wei < stake_wei
+
+
+def registered(bench: CommitteeBench, proof_of: int) -> Committee:
+    """The drawn committee; the seats' proofs are those of accounts so many places on."""
+    new = drawn_committee(bench.roll())
+    proofs = [bench.state.account(seat.account).registered.bls_possession for seat in new.seats]
+    seats = tuple(
+        seat.model_copy(update={"possession": proofs[(seat.index + proof_of) % len(proofs)]})
+        for seat in new.seats
+    )
+    return new.model_copy(update={"seats": seats})
+
+
+def test_a_drawn_node_cannot_hold_up_the_handover_by_keeping_its_proof() -> None:
+    """That it holds its key it has shown when it registered; one in 21 could else stop them all."""
+    bench = CommitteeBench()
+    bench.draw()
+    others = registered(bench, proof_of=1)
+    assert refused(bench, t.HandOver, **handed_over(bench.state, others)) == "bad-field"
+    new = registered(bench, proof_of=0)
+    first = new.seats[0]
+    assert check_seat_possession(first.public, first.account, first.possession)
+    assert not check_seat_possession(first.public, BUYER.address, first.possession)
+    bench.do(t.HandOver, BUYER, **handed_over(bench.state, new))
+    assert bench.state.committee() == new
