@@ -96,7 +96,8 @@ class Session(Noun):
     @property
     def quorum(self) -> int:
         """Holders that must confirm an outcome: two outcomes of one session cannot both be
-        confirmed by so many with f = ⌊(n−1)/3⌋ Byzantine, and at least t get their share."""
+        confirmed by so many with f = ⌊(n−1)/3⌋ Byzantine. Of those that confirm, f may have lied
+        about their share."""
         n = len(self.holders)
         return max(self.threshold, (n + (n - 1) // 3) // 2 + 1)
 

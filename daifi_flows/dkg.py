@@ -29,7 +29,14 @@ the same again.
 What is assumed. Messages need no order and no reliable broadcast: an outcome counts when
 ``Session.quorum`` holders (14 of 21) have signed it, two cannot both be signed in one session while
 at most f holders are Byzantine, and an honest holder signs only an outcome that gives it its
-share. Whoever carries the messages can withhold them, which costs an attempt, and can choose, as
+share. A certificate says that the outcome is the only one; *not* that t honest holders have their
+shares. Whoever carries the messages may leave up to n − quorum honest holders out, and of those
+that confirm f may be Byzantine: 8 honest holders of 21 are sure of a share, and 14 sign. A key made
+with such help stops when the Byzantine holders want it to (they alone never sign). An honest
+carrier waits for all that answer in its time; where messages may be late for ever, more would take
+shares that can be recovered later (asynchronous verifiable secret sharing).
+
+Whoever carries the messages can also withhold them, which costs an attempt, and can choose, as
 can a rushing adversary, which roster and which dealers are used once it has seen commitments: joint
 Feldman lets it *bias the distribution of the key* (Gennaro et al. show how). That does not let it
 sign: the adversary's part of the key is one that it knows (it must hand honest holders right

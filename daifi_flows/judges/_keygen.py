@@ -1,8 +1,9 @@
 """The part of a seat host that makes its committee's key, and hands shares on to the next one.
 
 The protocol is :mod:`daifi_flows.dkg`; here are a seat's secrets and what it may do with them.
-Whoever asks (see :mod:`daifi_flows.judges._keygen_client`) carries the messages and is trusted with
-nothing but time: every request brings all that its answer depends on, and a seat
+Whoever asks (see :mod:`daifi_flows.judges._keygen_client`) carries the messages and learns no
+secret; it can waste time, and leave honest seats without a share (see :mod:`daifi_flows.dkg`).
+Every request brings all that its answer depends on, and a seat
 
 * makes a new key only with the seats of its own committee, while that has none;
 * takes over shares only of the group key that its committee was given;

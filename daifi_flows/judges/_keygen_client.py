@@ -176,7 +176,9 @@ async def retire_seats(
     """Have seats that have left office delete their shares; returns how many did.
 
     Shares that are kept can be stolen: a quorum of them signs for the group for ever. Seats whose
-    copy of the ledger does not show the handover in a final block keep theirs.
+    copy of the ledger does not show the handover in a final block keep theirs. Call it when the new
+    committee has certified blocks with their beacons: until then nothing shows that its shares are
+    there. Then stop the hosts: a running one still has its share in memory.
     """
     gone: set[int] = set()
 
