@@ -69,6 +69,8 @@ class Doubling:
         """All texts alike."""
         return np.ones((len(texts), 1), np.float32)
 
+    chat = None
+
     def prompt_tokens(self, *_arguments: Any) -> Any:
         """There is no language model here."""
         raise ModelError("there is no language model here")

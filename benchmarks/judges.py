@@ -11,21 +11,22 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks._report import Figure
 from benchmarks._svg import Line, Plot
 from daifi_flows.cnft import PPM, Content, VoteChoice
-from daifi_flows.judges.panel import Panel, Senses, decide, shipped_map
+from daifi_flows.judges.panel import Panel, Senses, decide, likelihood_of, shipped_map
 from daifi_flows.judges.panel._corpus import answers, pairs_of
 from daifi_flows.judges.panel._judge import Embed
 from daifi_flows.judges.panel._metrics import calibration_error, reliability, roc_auc
 from daifi_flows.judges.panel._panel import weigh
 from daifi_flows.judges.panel._training import Example, opinions, remembered
-from daifi_flows.proofs import Outcome, Verdict
+from daifi_flows.proofs import Outcome, Scores, Verdict
 from daifi_flows.ray_mesh._models import resolve
 from daifi_flows.ray_mesh.engines._embedder import Embedder
 from daifi_flows.settings import Settings
@@ -144,36 +145,49 @@ def _auc(
 
 
 def _beside_a_proof(embed: Embed) -> list[Figure]:
-    """What seats decide of real answers that ``token-difr`` calls valid, by a panel that is not
-    given likelihoods: those the scheme has measured."""
-    shares: dict[str, tuple[int, int]] = {}
-    for name in ("fp32", "bf16", "lie"):
-        accepted = count = 0
-        for item in answers():
-            answer = item.get(name)
-            if answer is None or answer["outcome"] != "valid":
-                continue
-            count += 1
-            claimed = Content.text(answer["text"], bytes(32))
-            own = Content.text(answer["own"], bytes(32))
-            opinion = Panel().compare(claimed, own, Senses(embed))
-            verdict = Verdict(Outcome.VALID, answer["ppm"], "")
-            accepted += decide(verdict, opinion, 990_000).decision is VoteChoice.ACCEPT
-        shares[name] = (accepted, count)
-    honest = [shares["fp32"], shares["bf16"]]
-    return [
-        Figure(
-            "honest real answers accepted beside a valid proof",
-            [100 * sum(a for a, _ in honest) / sum(n for _, n in honest)],
-            "%",
-            "",
-            {
-                "answers": float(sum(n for _, n in honest)),
-                "best lies in one token called valid": float(shares["lie"][1]),
-                "of them accepted": float(shares["lie"][0]),
-            },
+    """What seats decide of real answers that ``token-difr`` calls valid; the long ones are five of
+    48 tokens each, of which one may be a lie."""
+    valid = {
+        name: [a for item in answers() if (a := item.get(name)) and a["outcome"] == "valid"]
+        for name in ("fp32", "bf16", "lie")
+    }
+    honest, lies = [*valid["fp32"], *valid["bf16"]], valid["lie"]
+    fives = [honest[start : start + 5] for start in range(0, len(honest) - 4, 5)]
+    hidden = [[lie, *valid["bf16"][4 * i : 4 * i + 4]] for i, lie in enumerate(lies)]
+    figures: list[Figure] = []
+    for name, right, wrong in (
+        ("48", [[each] for each in honest], [[each] for each in lies]),
+        ("240", fives, hidden),
+    ):
+        figures.append(
+            Figure(
+                f"honest real answers of {name} tokens accepted beside a valid proof",
+                [100 * sum(_accepts(each, embed) for each in right) / len(right)],
+                "%",
+                "",
+                {
+                    "answers": float(len(right)),
+                    "best lies in one token called valid": float(len(wrong)),
+                    "of them accepted": float(sum(_accepts(each, embed) for each in wrong)),
+                },
+            )
         )
-    ]
+    return figures
+
+
+def _accepts(parts: Sequence[Mapping[str, Any]], embed: Embed) -> bool:
+    claimed, own = (
+        Content.text("\n\n".join(each[name] for each in parts), bytes(32))
+        for name in ("text", "own")
+    )
+    scores = Scores(
+        tuple(score for each in parts for score in each["scores"]),
+        tuple(score for each in parts for score in each["own_scores"]),
+    )
+    ppm = min(each["ppm"] for each in parts)
+    verdict = Verdict(Outcome.VALID, ppm, "", own, claimed, scores)
+    opinion = Panel().compare(claimed, own, Senses(embed, likelihood_of(verdict, claimed)))
+    return decide(verdict, opinion, 990_000).decision is VoteChoice.ACCEPT
 
 
 def _costs(embed: Embed) -> list[Figure]:

@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     model_digest: str | None = None
     """Expected digest of that model (0x…): a mismatch is refused."""
     embedding_model: str = "all-minilm-l6-v2"
+    judge_model: str | None = None
+    """LLM that the seats' panel may ask whether two texts say the same; absent: none. It can
+    withhold an acceptance and give none."""
     context_tokens: Annotated[int, Field(ge=64, le=1_000_000)] = 1024
     """Prompt and answer together; longer context is trimmed, and the step says how."""
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 96

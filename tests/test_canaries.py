@@ -77,6 +77,8 @@ class Doubling:
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         return np.ones((len(texts), 1), np.float32)
 
+    chat = None
+
     def prompt_tokens(self, *_: Any) -> Any:
         raise ModelError("there is no language model here")
 

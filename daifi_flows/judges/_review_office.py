@@ -37,7 +37,7 @@ from daifi_flows.judges._record import Look, Record
 from daifi_flows.judges._replay import checked_commits, replayed
 from daifi_flows.judges._review_journal import Ballot, ReviewJournal
 from daifi_flows.judges._seat import SeatKeys
-from daifi_flows.judges.panel import Opinion, Panel, Senses, decide
+from daifi_flows.judges.panel import Opinion, Panel, Senses, decide, likelihood_of
 from daifi_flows.proofs import Claim, Outcome, Reference, Span, Verdict, spans_of, verify_spans
 
 __all__ = ["ReviewOffice"]
@@ -251,9 +251,8 @@ class ReviewOffice:
         try:
             if verdict.reexecuted is not None and verdict.outcome is Outcome.VALID:
                 claimed = verdict.claimed if verdict.claimed is not None else case.output
-                opinion = self._panel.compare(
-                    claimed, verdict.reexecuted, Senses(embed=reference.embed)
-                )
+                senses = Senses(reference.embed, likelihood_of(verdict, claimed), reference.chat)
+                opinion = self._panel.compare(claimed, verdict.reexecuted, senses)
         except Exception as error:
             return self._unable(case, span, error)
         return self._decided(case, span, verdict, opinion)

@@ -10,7 +10,15 @@ from __future__ import annotations
 from daifi_flows.proofs._envelope import MAX_PAYLOAD_BYTES, make_proof, spans_of, verify_proof
 from daifi_flows.proofs._one_pass import verify_spans
 from daifi_flows.proofs._registry import DEFAULT_SCHEME, get_scheme, scheme_names
-from daifi_flows.proofs._scheme import Claim, Outcome, Prefill, Reference, Scheme, Verdict
+from daifi_flows.proofs._scheme import (
+    Claim,
+    Outcome,
+    Prefill,
+    Reference,
+    Scheme,
+    Scores,
+    Verdict,
+)
 from daifi_flows.proofs._spans import MAX_SPANS, WHOLE, Span
 
 __all__ = [
@@ -23,6 +31,7 @@ __all__ = [
     "Prefill",
     "Reference",
     "Scheme",
+    "Scores",
     "Span",
     "Verdict",
     "get_scheme",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +23,7 @@ __all__ = [
     "Prefill",
     "Reference",
     "Scheme",
+    "Scores",
     "Verdict",
     "cannot_tell",
     "invalid",
@@ -53,6 +54,15 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
+class Scores:
+    """Natural log-probabilities under the verifier's model at temperature 1, one a position: of
+    the tokens the node claims, and of the verifier's own choices given the claimed ones before."""
+
+    claimed: tuple[float, ...]
+    own: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Outcome of one verification.
 
@@ -63,6 +73,7 @@ class Verdict:
             recomputes nothing comparable.
         claimed: what that answers to, for the judges: the node's output, or the part of it that
             was checked. Absent where ``reexecuted`` is.
+        scores: how likely the tokens of those two are, where they are tokens and differ.
     """
 
     outcome: Outcome
@@ -70,6 +81,7 @@ class Verdict:
     reason: str
     reexecuted: Content | None = None
     claimed: Content | None = None
+    scores: Scores | None = None
 
 
 def invalid(reason: str) -> Verdict:
@@ -159,6 +171,12 @@ class Reference(Protocol):
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit-norm sentence embeddings, ``[len(texts), 384]``."""
+        ...
+
+    @property
+    def chat(self) -> Callable[[str, str], str] | None:
+        """``(instructions, data)`` to the answer of a language model that judges; ``None`` where
+        none is configured."""
         ...
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from daifi_flows.cnft import Execution, Proof, Sampling
 from daifi_flows.encoding import canonical, decode_canonical
 from daifi_flows.errors import EncodingError, ModelError
-from daifi_flows.proofs._scheme import Claim, Reference, Verdict, cannot_tell, invalid
+from daifi_flows.proofs._scheme import (
+    Claim,
+    Reference,
+    Scores,
+    Verdict,
+    cannot_tell,
+    invalid,
+)
 from daifi_flows.proofs._spans import Span, token_spans
 from daifi_flows.proofs._tokens import (
     MAX_TOKENS_BYTES,
@@ -20,6 +28,10 @@ from daifi_flows.proofs._tokens import (
     tokens_of,
 )
 from daifi_flows.proofs.evidence import judge
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["TokenDifrScheme", "token_verdict"]
 
@@ -112,7 +124,25 @@ def token_verdict(claim: Claim, reading: Reading, reference: Reference) -> Verdi
     if finding is None:
         return cannot_tell("the model here gave no usable logits for these tokens")
     own, claimed = reading.own_answer(finding.best)
-    return Verdict(finding.outcome, finding.confidence_ppm, finding.reason, own, claimed)
+    scores = None
+    if own is not None and claimed is not None and own.data != claimed.data:
+        scores = _scores(logits, tokens, finding.best)
+    return Verdict(finding.outcome, finding.confidence_ppm, finding.reason, own, claimed, scores)
+
+
+def _scores(
+    logits: NDArray[np.float32], tokens: Sequence[int], best: Sequence[int]
+) -> Scores | None:
+    """Log-softmax of ``logits`` ``[tokens, vocab]`` at the claimed tokens and at the own ones."""
+    import numpy as np
+
+    top = logits.max(axis=1)
+    norms = top + np.log(np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64))
+    places = np.arange(len(tokens))
+    claimed, own = (logits[places, list(each)] - norms for each in (tokens, best))
+    if not (np.isfinite(claimed).all() and np.isfinite(own).all()):
+        return None
+    return Scores(tuple(claimed.tolist()), tuple(own.tolist()))
 
 
 def _parse(payload: bytes) -> Tokens:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from daifi_flows.cnft import Content, Materials, ModelRef, TaskSpec
+from daifi_flows.cnft import Content, Materials, ModelRef, Sampling, TaskSpec
 from daifi_flows.errors import DaifiError, EncodingError, EngineError, ModelError
 from daifi_flows.proofs import Prefill
 from daifi_flows.proofs.calibration import Calibration, find_calibration
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["EngineReference"]
 
 _LLM = frozenset({"transformers", "vllm"})
+_VERDICT_TOKENS: Final = 160
+"""A verdict in JSON with a reason of 20 words takes about 90."""
 
 
 class EngineReference:
@@ -188,6 +190,29 @@ class EngineReference:
                 self._embedder = Embedder(resolve(self._settings.embedding_model, "retrieval"))
             embedder = self._embedder
         return embedder.embed(texts)
+
+    @property
+    def chat(self) -> Callable[[str, str], str] | None:
+        """Asks the language model that ``settings.judge_model`` names, greedily."""
+        return self._ask if self._settings.judge_model is not None else None
+
+    def _ask(self, instructions: str, data: str) -> str:
+        """Its answer.
+
+        Raises:
+            ModelError: the model is not at hand, or the data is more than it reads.
+            EngineError: it failed.
+        """
+        assert self._settings.judge_model is not None
+        model = resolve(self._settings.judge_model, "transformers", fetch=self._fetch)
+        llm = self._shelf.get(model)
+        messages = ({"role": "system", "content": instructions}, {"role": "user", "content": data})
+        prompt = llm.tokenizer.chat(messages, "")
+        if len(prompt) + _VERDICT_TOKENS > llm.tokenizer.context:
+            raise ModelError(f"{len(prompt)} tokens are more than the judges' model reads")
+        answer = llm.generate(prompt, Sampling(max_tokens=_VERDICT_TOKENS), Control()).tokens
+        ended = answer[-1] in llm.tokenizer.end_tokens
+        return llm.tokenizer.decode(answer[:-1] if ended else answer)
 
     def warm(self, ref: ModelRef) -> None:
         """Load a model before it is needed.

@@ -140,6 +140,8 @@ def doubling() -> Callable[..., Callable[[], Any]]:
             def embed(self, texts: Sequence[str]) -> np.ndarray:
                 return np.ones((len(texts), 1), np.float32)
 
+            chat = None
+
             def prompt_tokens(self, *arguments: Any) -> Any:
                 raise ModelError("there is no language model here")
 

@@ -46,6 +46,24 @@ def test_another_model_is_invalid(llm_case: Any, stranger: Any, sampling: Any) -
     assert verdict.reexecuted != case.execution.output
 
 
+def test_a_verdict_tells_how_likely_the_tokens_are_where_they_differ(
+    llm_case: Any, stranger: Any, honest: Any
+) -> None:
+    import torch
+
+    assert llm_case().verify(llm_case().prove()).scores is None  # the same text: nothing to tell
+    case = llm_case(stranger)
+    verdict = case.verify(case.prove())
+    prompt, tokens = (
+        list(case.execution.evidence[f"{name}_tokens"]) for name in ("prompt", "output")
+    )
+    logits = torch.tensor(honest.prefill(case.spec, prompt, tokens).logits)
+    places = range(len(tokens))
+    expected = logits.log_softmax(-1)
+    assert verdict.scores.claimed == pytest.approx(expected[places, tokens].tolist(), abs=1e-4)
+    assert verdict.scores.own == pytest.approx(expected.max(-1).values.tolist(), abs=1e-4)
+
+
 @pytest.mark.parametrize("change", [{"seed": 6}, {"temperature_ppm": 2_000_000}])
 def test_another_seed_or_temperature_is_invalid(llm_case: Any, change: Any) -> None:
     case = llm_case(**SAMPLED)

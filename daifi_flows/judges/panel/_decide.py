@@ -12,22 +12,6 @@ from daifi_flows.proofs import Outcome, Verdict
 
 __all__ = ["Finding", "combined_ppm", "decide"]
 
-CONTRARY_WEIGHT: Final = 0.4
-"""How much the panel's contrary log-odds count beside a ``VALID`` verdict. The two are not
-independent: a scheme that answers ``VALID`` has found each differing token to be a near tie, which
-explains most of what the panel sees.
-
-Fitted: the largest weight in steps of 0.1 at which all 900 honest answers that ship with the panel
-reach 0.99 (48 tokens, greedy, in bfloat16 and float32; at 0.5 it is 869 of them). Most of the best
-lies in one token that ``token-difr`` calls valid reach it then, too: the model's own rounding could
-have told them, and no reading of the words shows that it did not. ``python -m benchmarks judges``
-counts both."""
-
-MOST_CONTRARY: Final = 2.2
-"""Most that the panel's contrary log-odds count. In a long answer several near ties fall on numbers
-or names; the scheme has weighed all of its tokens together, and to the panel many are not more
-than one. At the scheme's best confidence this leaves 0.991."""
-
 SCHEME_LOG_ODDS: Final = math.log(0.999 / 0.001)
 """Most that a scheme's confidence may weigh against the panel: evidence of up to 1,000 to 1 against
 the node still counts as valid (:data:`daifi_flows.proofs.evidence.ACCEPT`)."""
@@ -84,9 +68,12 @@ def decide(verdict: Verdict, opinion: Opinion | None, min_confidence_ppm: int) -
 def combined_ppm(verdict: Verdict, opinion: Opinion | None) -> int:
     """Confidence from a ``VALID`` verdict and the panel's opinion of the difference it left.
 
-    A panel that finds likeness leaves the scheme's confidence as it is. Contrary log-odds are added
-    to the scheme's, weighed by :data:`CONTRARY_WEIGHT`, to at most :data:`MOST_CONTRARY`; a denial
-    turned, or a letter in disguise, leaves no more than the panel's own probability.
+    A panel that finds likeness leaves the scheme's confidence as it is, contrary log-odds are added
+    to the scheme's. A denial turned, or a letter in disguise, leaves no more than the panel's own
+    probability. The panel knows how likely the model finds each token
+    (:func:`~daifi_flows.judges.panel.likelihood_of`), so a near tie that fell on a number or a name
+    does not look contrary: of 900 honest answers whose proof is valid, 899 are accepted at 0.99
+    (``python -m benchmarks judges``).
     """
     own = min(max(verdict.confidence_ppm, 0), PPM)
     if opinion is None:
@@ -97,8 +84,7 @@ def combined_ppm(verdict: Verdict, opinion: Opinion | None) -> int:
         return own
     likely = min(max(own, 1), PPM - 1)
     scheme = min(math.log(likely / (PPM - likely)), SCHEME_LOG_ODDS)
-    total = scheme - min(CONTRARY_WEIGHT * -opinion.log_odds, MOST_CONTRARY)
-    return min(own, int(PPM / (1.0 + math.exp(-total))))
+    return min(own, int(PPM / (1.0 + math.exp(-(scheme + opinion.log_odds)))))
 
 
 def _short(text: str) -> str:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
+from daifi_flows.cnft import Content
 from daifi_flows.errors import DaifiError
-from daifi_flows.judges.panel._judge import Comparable, Likelihood, Senses
+from daifi_flows.judges.panel._judge import Comparable, Likelihood, Senses, comparable
+from daifi_flows.proofs import Verdict
 
-__all__ = ["LikelihoodJudge"]
+__all__ = ["LikelihoodJudge", "likelihood_of"]
 
 _FLOOR: Final = -30.0
 """Nats a token; less is no different from impossible."""
@@ -41,6 +43,21 @@ class LikelihoodJudge:
         mean = sum(left) / len(left) - sum(right) / len(right)
         least = min(left) - min(right)
         return {"likelihood": math.exp(min(mean, 0.0)), "surprise": 1 - math.exp(min(least, 0.0))}
+
+
+def likelihood_of(verdict: Verdict, claimed: Content) -> Likelihood | None:
+    """What the verification of ``claimed`` has found of its tokens and of the committee's own.
+
+    Args:
+        verdict: with the re-executed content.
+    """
+    if verdict.scores is None or verdict.reexecuted is None:
+        return None
+    told = {
+        comparable(verdict.reexecuted).text: verdict.scores.own,
+        comparable(claimed).text: verdict.scores.claimed,
+    }
+    return lambda text: told.get(text, ())
 
 
 def _scores(text: str, likelihood: Likelihood) -> Sequence[float] | None:

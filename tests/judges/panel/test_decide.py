@@ -9,15 +9,40 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daifi_flows.cnft import PPM, Content, VoteChoice
-from daifi_flows.judges.panel import Opinion, Panel, Senses, combined_ppm, decide
+from daifi_flows.judges.panel import (
+    Opinion,
+    Panel,
+    Senses,
+    combined_ppm,
+    decide,
+    likelihood_of,
+)
 from daifi_flows.judges.panel._corpus import answers
-from daifi_flows.proofs import Outcome, Verdict
+from daifi_flows.proofs import Outcome, Scores, Verdict
 
 PARIS = "The capital of France is Paris."
 
 
 def text(value: str) -> Content:
     return Content.text(value, bytes(32))
+
+
+def as_verified(parts: list[dict[str, Any]]) -> tuple[Verdict, Content]:
+    """A valid verdict on some answers of a real model, as one, and what was claimed."""
+    claimed, own = (text("\n\n".join(each[name] for each in parts)) for name in ("text", "own"))
+    scores = Scores(
+        tuple(score for each in parts for score in each["scores"]),
+        tuple(score for each in parts for score in each["own_scores"]),
+    )
+    ppm = min(each["ppm"] for each in parts)
+    return Verdict(Outcome.VALID, ppm, "near ties", own, claimed, scores), claimed
+
+
+def decision(verdict: Verdict, claimed: Content, embed: Any) -> VoteChoice:
+    """What a seat decides."""
+    assert verdict.reexecuted is not None
+    senses = Senses(embed, likelihood_of(verdict, claimed))
+    return decide(verdict, Panel().compare(claimed, verdict.reexecuted, senses), 990_000).decision
 
 
 @pytest.mark.parametrize(
@@ -85,9 +110,7 @@ def test_a_near_tie_of_an_honest_answer_passes(embed: Any) -> None:
         claimed, own = text(answer["text"]), text(answer["own"])
         if not any(Panel().compare(claimed, own).features[name] > 0 for name in facts):
             continue
-        opinion = Panel().compare(claimed, own, Senses(embed))
-        verdict = Verdict(Outcome.VALID, answer["ppm"], "near ties")
-        assert decide(verdict, opinion, 990_000).decision is VoteChoice.ACCEPT, answer
+        assert decision(*as_verified([answer]), embed) is VoteChoice.ACCEPT, answer
         found += 1
         if found == 20:
             break
@@ -99,11 +122,8 @@ def test_many_near_ties_of_a_long_answer_pass_as_one_does(embed: Any) -> None:
     honest = [item["fp32"] for item in answers()]
     accepted = 0
     for start in range(0, 100, 5):
-        part = honest[start : start + 5]
-        claimed, own = (text("\n\n".join(each[name] for each in part)) for name in ("text", "own"))
-        opinion = Panel().compare(claimed, own, Senses(embed))
-        verdict = Verdict(Outcome.VALID, min(each["ppm"] for each in part), "near ties")
-        accepted += decide(verdict, opinion, 990_000).decision is VoteChoice.ACCEPT
+        verdict, claimed = as_verified(honest[start : start + 5])
+        accepted += decision(verdict, claimed, embed) is VoteChoice.ACCEPT
     assert accepted >= 19
 
 
