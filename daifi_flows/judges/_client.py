@@ -133,7 +133,7 @@ class ReviewClient:
         if run.signed is not None:
             run.state = repeated(run.state, run.signed)
             if run.state.phase is Phase.SIGN:
-                run.closed = {look.full: look for look in run.signed.looks}
+                run.closed = {bool(number): look for number, look in enumerate(run.signed.looks)}
         clock |= {"commit": 0, "reveal": 0}
         for full in (False, True):
             if run.state.phase is (Phase.FULL_COMMIT if full else Phase.COMMIT):
@@ -197,22 +197,23 @@ class ReviewClient:
                 resumed = run.state.add_closed(earlier)
             except CommitteeError:
                 resumed = run.state
-            voters = {seat for seat, _ in resumed.committed(full=full)}
-            if len(voters) > (0 if full else self.committee.faults):
+            # A set that too few have signed is no earlier client's: a seat made it up.
+            if _may_answer(resumed, full=full) >= self._needed(full=full):
                 run.state = resumed.close_commits()
                 run.closed[full] = earlier
                 return
         outcome = await (self._full_wave(run) if full else self._first_waves(run))
-        voters = {seat for seat, _ in run.state.committed(full=False)}
-        if full:
-            voters |= {seat for seat, _ in run.state.committed(full=True)}
-        needed = self.committee.quorum if full else self.committee.faults + 1
-        if len(voters) < needed:
+        voters, needed = _may_answer(run.state, full=full), self._needed(full=full)
+        if voters < needed:
             raise self._short(
-                f"{len(voters)} of {len(self.committee.seats)} seats voted and {needed} are needed",
+                f"{voters} of {len(self.committee.seats)} seats voted and {needed} are needed",
                 outcome,
             )
         run.state = run.state.close_commits()
+
+    def _needed(self, *, full: bool) -> int:
+        """How many seats must vote in a look."""
+        return self.committee.quorum if full else self.committee.faults + 1
 
     async def _first_waves(self, run: _Run) -> Round[CommitReply]:
         """Ask f+1 seats a chunk, and others in the place of those that stay silent."""
@@ -305,8 +306,7 @@ class ReviewClient:
                 return 0.0
             if not full and not run.state.disputed:
                 return POST_QUORUM_S
-            voters = {seat for seat, _ in run.state.reveals}
-            enough = len(voters) >= self.committee.quorum if full else bool(reveals)
+            enough = run.state.answered >= self.committee.quorum if full else bool(reveals)
             return self._patience(waited_s) if enough else None
 
         outcome = await self._ask(
@@ -316,12 +316,10 @@ class ReviewClient:
             absorb,
             patience_s,
         )
-        voters = {seat for seat, _ in run.state.reveals}
+        voters = run.state.answered if full else len({seat for seat, _ in run.state.reveals})
         needed = self.committee.quorum if full else 1
-        if len(voters) < needed:
-            raise self._short(
-                f"{len(voters)} seats opened their votes and {needed} are needed", outcome
-            )
+        if voters < needed:
+            raise self._short(f"{voters} seats opened their votes and {needed} are needed", outcome)
         run.state = run.state.close_reveals()
 
     # The outcome
@@ -417,6 +415,16 @@ def _parsed(kind: type[N], items: Sequence[bytes]) -> list[N]:
         except EncodingError:
             continue
     return found
+
+
+def _may_answer(state: ReviewState, *, full: bool) -> int:
+    """How many seats have committed in a look; before all seats, those that have been heard before
+    count on each disputed chunk, and the chunk with the fewest counts."""
+    voters = {seat for seat, _ in state.committed(full=full)}
+    if not full:
+        return len(voters)
+    first = state.findings(full=False)
+    return min((len(voters | first.get(chunk, {}).keys()) for chunk in state.disputed), default=0)
 
 
 def _must_be_bytes(*values: object) -> None:

@@ -103,6 +103,8 @@ class ReviewState:
         """
         if subject.committee != committee.digest:
             raise CommitteeError("the review names another committee: ask that one")
+        if subject.epoch != committee.epoch:
+            raise CommitteeError("the review names another epoch than its committee's")
         if committee.group_key is None or any(seat.share is None for seat in committee.seats):
             raise CommitteeError("the committee has no group key: its reviews have no beacon")
         return cls(subject, committee, subject.digest, excluded(committee, subject))
@@ -327,6 +329,14 @@ class ReviewState:
     def disputed(self) -> tuple[int, ...]:
         """Chunks that go, or went, before all seats."""
         return disputed(self.subject, self.committee, self.findings(full=False))
+
+    @property
+    def answered(self) -> int:
+        """How many seats' findings count on the disputed chunk with the fewest; all seats where no
+        chunk is disputed."""
+        first, second = self.findings(full=False), self.findings(full=True)
+        heard = [len({*first.get(c, {}), *second.get(c, {})}) for c in self.disputed]
+        return min(heard, default=len(self.committee.seats))
 
     @property
     def full_asked(self) -> dict[int, tuple[int, ...]]:

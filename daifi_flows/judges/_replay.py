@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from daifi_flows.cnft import Committee, Subject
+from daifi_flows.cnft import FULL_WAVE, Committee, Subject
+from daifi_flows.errors import CommitteeError
 from daifi_flows.judges._committee import Phase, ReviewState
 from daifi_flows.judges._record import Look, Record
 
@@ -37,11 +38,18 @@ def looks_again(state: ReviewState, record: Record) -> ReviewState:
     """A state after the looks of a record.
 
     Raises:
-        CommitteeError: seats did not sign a set of commits.
+        CommitteeError: seats did not sign a set of commits, a look is out of place, or too few
+            seats have answered about a chunk that went before all.
     """
-    for look in record.looks:
+    for look, due in zip(record.looks, (Phase.COMMIT, Phase.FULL_COMMIT), strict=False):
+        full = due is Phase.FULL_COMMIT
+        if state.phase is not due or any((p.wave == FULL_WAVE) != full for p in look.commits):
+            raise CommitteeError("a look of the record is out of place")
         state = state.add_closed(look).close_commits()
         for reveal in look.reveals:
             state = state.add_reveal(reveal)
         state = state.close_reveals()
+    # Else whoever carries messages could end any review unproven, by asking nobody.
+    if state.phase is Phase.SIGN and state.drawn and state.answered < state.committee.quorum:
+        raise CommitteeError("the record leaves the outcome open: too few of all seats answered")
     return state

@@ -127,6 +127,8 @@ class ReviewOffice:
         subject = Subject.from_canonical(data, max_bytes=MAX_SUBJECT_BYTES)
         if subject.committee != self.committee.digest:
             raise CommitteeError("the review is for another committee: ask its seats")
+        if subject.epoch != self.committee.epoch:
+            raise CommitteeError("the review names another epoch than its committee's")
         if self._clock_ms() > subject.deadline_ms:
             raise CommitteeError("the task's deadline has passed: seats say nothing more about it")
         return subject
@@ -343,7 +345,7 @@ class ReviewOffice:
         digest, tally, message = subject.digest, state.tally(), state.message()
         ballots = self._journal.ballots(bound, digest)
         locks = self._journal.locks(bound, digest)
-        closed = {int(look.full): look.digest for look in record.looks}
+        closed = {number: look.digest for number, look in enumerate(record.looks)}
         able = [index for index in bound if self._agrees(index, state, ballots, locks, closed)]
         signers = self._journal.attest(able, digest, message, record.canonical())
         partials = [(index, self.keys[index].bls.sign(message)) for index in signers]

@@ -156,24 +156,25 @@ def test_seats_whose_votes_came_late_or_not_at_all_sign_what_they_agree_with(
     assert sorted(index for index, _ in other.partials) == list(range(9, 21))
 
 
-def test_no_second_outcome_is_signed(office_of: Any, request_of: Any) -> None:
+def test_no_second_outcome_is_signed(office_of: Any, request_of: Any, doubling: Any) -> None:
     """A client that keeps accepting votes back gets nothing signed that says something else."""
-    script = Script(request_of(), [office_of()])
+    blind = office_of(range(14, 21), folder="blind", reference=doubling(missing=True))
+    offices = [office_of(range(14)), blind]
+    script = Script(request_of(), offices)
     script.open()
-    script.commit()
+    script.commit(asked=dict.fromkeys(range(7), (0,)))
     script.reveal()
-    script.sign()
-    other = Script(request_of(), [office_of()])
+    assert sum(len(reply.partials) for reply in script.sign()) == 21
+    other = Script(request_of(), offices)
     other.state = other.state.with_beacon(script.state.beacon or b"")
     other.state = other.state.add_commits(script.state.commit_set(full=False)).close_commits()
     for reveal in script.state.reveal_set(full=False)[:3]:
         other.state = other.state.add_reveal(reveal)
     other.state = other.state.close_reveals()
-    other.commit(FULL_WAVE, dict.fromkeys(range(2), (0,)))
+    other.commit(FULL_WAVE, dict.fromkeys(range(7, 21), (0,)))
     other.reveal(full=True)
     assert other.state.tally().decision is Decision.UNPROVEN
-    (reply,) = other.sign()
-    assert reply.refused and not reply.partials
+    assert all(reply.refused and not reply.partials for reply in other.sign())
 
 
 def test_a_late_accuser_does_not_sign_what_leaves_it_out(
