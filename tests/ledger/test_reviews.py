@@ -30,7 +30,7 @@ from ledger_kit import (
 )
 from market_bench import STAKE, Market, other_header
 
-from daifi_flows.cnft import PPM, Decision, Review, TaskSpec, TxReceipt
+from daifi_flows.cnft import PPM, Decision, Review, TaskSpec, TxReceipt, Usage
 from daifi_flows.dispute import DisputeFinding
 from daifi_flows.encoding import cid_of
 from daifi_flows.errors import TransactionRefused
@@ -409,7 +409,24 @@ def _epoch(bench: Reviews) -> NodeEpochRecord:
     return found
 
 
-def test_unseen_work_earns_a_reward_when_it_stood() -> None:
+def test_rewards_are_for_verified_work_and_come_to_all_of_it_on_average() -> None:
+    """What was drawn counts for what was not: nobody earns by work that it would not show."""
+    bench = Reviews()
+    work = 7_000_000
+    for number, settle in enumerate((bench.waived, bench.reviewed)):
+        spec = bench.reach(TaskState.ASSIGNED, make_spec(number))
+        header = make_header(spec, usage=Usage(flops=work * 10**6))
+        fields = {"task_id": spec.task_id, "attempt": 0, "proof_cid": PROOF_CID, "header": header}
+        bench.do(t.Commit, BUYER, **fields)
+        before, rate = _epoch(bench).mflop if number else 0, bench.rate_of(spec)
+        assert rate < PPM
+        settle(spec)
+        counts = number * work * PPM // rate
+        assert _epoch(bench).mflop == before + counts
+        assert bench.standing().mflop == counts
+
+
+def test_the_epoch_of_unseen_work_is_not_paid_before_it_stood() -> None:
     bench = Reviews()
     spec = bench.committed()
     bench.waived(spec)

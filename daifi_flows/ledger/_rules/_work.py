@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from daifi_flows.cnft import PPM
 from daifi_flows.ledger import _economics as economics
 from daifi_flows.ledger._epochs import (
     EpochRecord,
@@ -138,16 +139,24 @@ def record_work(
     flop: int,
     paid_wei: int,
     wait_ms: int | None = None,
+    review_ppm: int = PPM,
     unseen_until_ms: int | None = None,
 ) -> None:
     """Count one accepted execution: for reputation, for the epoch's reward and as demand.
+
+    Rewards are for *verified* compute (white paper 2.3). So work that nobody reviewed counts as
+    none, and what was drawn for a review as much more as it was unlikely to be drawn: on average
+    as much as all of it. A buyer and a node that are one and show nothing when they are drawn earn
+    nothing by what is waived.
 
     Args:
         flop: floating-point operations, as the node stated them.
         paid_wei: what the buyer paid for them; bounds what is believed.
         wait_ms: from assignment to answer; absent where nothing was assigned.
+        review_ppm: how likely its review was.
         unseen_until_ms: of work that nobody reviewed, the last instant at which its output can be
-            challenged: it shows nothing about the node, and no reward is paid for it before.
+            challenged: it shows nothing about the node, and no reward is paid before, because an
+            output proven wrong costs all of the epoch's.
     """
     params = ctx.params
     mflop = economics.credited_mflop(flop, paid_wei, params.rewards.credit_wei_per_pflop)
@@ -158,17 +167,18 @@ def record_work(
         part = NodeEpochRecord(node=node, epoch=epoch)
         pool = pool.model_copy(update={"nodes": pool.nodes + 1})
     most = params.rewards.node_gflops * ctx.genesis.epoch_ms  # a gigaFLOP a second, in megaFLOP
-    mflop = min(mflop, max(most - part.mflop, 0))
+    room = max(most - part.mflop, 0)
+    verified = min(mflop * PPM // review_ppm, room) if unseen_until_ms is None else 0
     account = ctx.account(node)
     standing = account.standing.at(ctx.now_ms, params.staking.half_life_ms)
     if unseen_until_ms is None:
-        standing = standing.with_accepted(mflop)
+        standing = standing.with_accepted(verified)
         update = {"standing": standing, "accepted": account.accepted + 1}
         ctx.layer.put(account.model_copy(update=update))
     latency = part.latency if wait_ms is None else part.latency.with_sample(wait_ms)
     part = part.model_copy(
         update={
-            "mflop": part.mflop + mflop,
+            "mflop": part.mflop + verified,
             "waits": latency.count,
             "total_ms": latency.total_ms,
             "squares_ms2": latency.squares_ms2,
@@ -179,7 +189,7 @@ def record_work(
     ctx.layer.put(pool)
     ctx.layer.put(part)
     known = _schedule(ctx.layer, ctx.genesis)
-    used = min(known.used_mflop + mflop, _LIMIT)
+    used = min(known.used_mflop + min(mflop, room), _LIMIT)
     ctx.layer.put(known.model_copy(update={"used_mflop": used}))
 
 
