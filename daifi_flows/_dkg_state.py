@@ -54,6 +54,16 @@ def enrol(session: Session, hellos: Iterable[Hello]) -> tuple[Hello, ...]:
 
 
 @dataclass(frozen=True)
+class _Fixed:
+    """What follows from session and roster, which every later state has from the first one: to
+    hash 63 hellos takes 9 ms, and there may be thousands of messages."""
+
+    name: bytes
+    roster_name: bytes
+    keys: dict[int, tuple[bytes, ...]]
+
+
+@dataclass(frozen=True)
 class KeygenState:
     """Everything known about one session with one roster. Every method returns a new state.
 
@@ -73,26 +83,35 @@ class KeygenState:
     complaints: Mapping[tuple[int, int], Complaint] = field(default_factory=lambda: {})
     confirmations: Mapping[int, tuple[Confirmation, ...]] = field(default_factory=lambda: {})
     dropped: frozenset[tuple[str, int]] = frozenset()
+    _fixed: _Fixed | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.dealings or self.complaints or self.confirmations:
-            return  # of a state that was checked when it was empty
+        if self._fixed is not None:
+            return  # of a state that was checked
         self.session.check()
         if enrol(self.session, self.roster) != self.roster:
             raise KeyMaterialError("a roster names each holder that is there once, in order")
+        keys = {hello.holder: hello.keys for hello in self.roster}
+        fixed = _Fixed(self.session.digest, roster_digest(self.roster), keys)
+        object.__setattr__(self, "_fixed", fixed)
 
-    @cached_property
+    @property
     def roster_name(self) -> bytes:
         """Digest of the roster."""
-        return roster_digest(self.roster)
+        return self._given.roster_name
 
-    @cached_property
+    @property
     def _name(self) -> bytes:
-        return self.session.digest
+        return self._given.name
 
-    @cached_property
+    @property
     def _keys(self) -> dict[int, tuple[bytes, ...]]:
-        return {hello.holder: hello.keys for hello in self.roster}
+        return self._given.keys
+
+    @property
+    def _given(self) -> _Fixed:
+        assert self._fixed is not None, "set when a state is made"
+        return self._fixed
 
     # Messages
 

@@ -298,6 +298,37 @@ def test_without_its_share_a_holder_confirms_nothing() -> None:
     assert PARTY[8].confirm(state).holder == 8
 
 
+def test_a_flood_of_messages_costs_little_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 63 seats there may be 3,969 complaints: session and roster are hashed and checked once,
+    and a signature only of what shows a key that nobody but the holder has."""
+    hashed: list[Hello] = []
+    digest = Hello.digest.fget
+    assert digest is not None
+    monkeypatch.setattr(
+        Hello, "digest", property(lambda hello: hashed.append(hello) or digest(hello))
+    )
+    monkeypatch.setattr(Complaint, "signed_by", lambda *_: pytest.fail("a pairing for nothing"))
+    state = KeygenState(MADE, ROSTER)
+    before = len(hashed)
+    for holder in range(N):
+        for dealer in range(N):
+            state = state.add(complaint_about(state, holder, dealer))
+    assert state.dropped == {("wrong-opening", holder) for holder in range(N)}
+    assert len(hashed) == before
+
+
+def complaint_about(state: KeygenState, holder: int, dealer: int) -> Complaint:
+    """What somebody who has no key can make up."""
+    return Complaint(
+        session=MADE.digest,
+        roster=state.roster_name,
+        holder=holder,
+        dealer=dealer,
+        opening=bytes([holder + 1, dealer + 1]) * 16,
+        signature=bytes(96),
+    )
+
+
 def test_a_complaint_is_signed_by_its_holder() -> None:
     forged = complaint(4, 11).model_copy(update={"signature": bytes(96)})
     state = DEALT.add(forged)
