@@ -303,11 +303,15 @@ def test_a_flood_of_messages_costs_little_each(monkeypatch: pytest.MonkeyPatch) 
     and a signature only of what shows a key that nobody but the holder has."""
     hashed: list[Hello] = []
     digest = Hello.digest.fget
+
+    def unwanted(*_: object) -> bool:
+        pytest.fail("a pairing for nothing")
+
     assert digest is not None
     monkeypatch.setattr(
         Hello, "digest", property(lambda hello: hashed.append(hello) or digest(hello))
     )
-    monkeypatch.setattr(Complaint, "signed_by", lambda *_: pytest.fail("a pairing for nothing"))
+    monkeypatch.setattr(Complaint, "signed_by", unwanted)
     state = KeygenState(MADE, ROSTER)
     before = len(hashed)
     for holder in range(N):
