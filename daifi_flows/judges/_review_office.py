@@ -163,7 +163,10 @@ class ReviewOffice:
         if case.output.cid != subject.output_cid:  # else who sends another accuses the node
             raise CommitteeError("the output is not the one the node signed: send that one")
         spans = spans_of(case.proof)
-        if case.proof.cid != subject.proof_cid or len(spans) != subject.chunks:
+        forged = (
+            case.proof.header != case.docket.header
+        )  # it would be rejected, and the node with it
+        if forged or case.proof.cid != subject.proof_cid or len(spans) != subject.chunks:
             raise CommitteeError("the proof is not the one that the review is about")
         bound = self._bind(subject, case.docket)
         wanted = {

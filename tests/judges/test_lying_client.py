@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from review_kit import Local, Script, check
 
 from daifi_flows.cnft import FULL_WAVE, Decision, VoteCommit
 from daifi_flows.errors import CommitteeError
-from daifi_flows.judges import _rounds
+from daifi_flows.judges import ReviewState, _rounds
 from daifi_flows.judges._client import ReviewClient
 from daifi_flows.judges._messages import OpenReply, pack
 from daifi_flows.judges._record import Look, Record, look_of
@@ -112,3 +113,22 @@ async def test_one_seat_cannot_end_a_review_by_telling_of_an_earlier_one(
     client = ReviewClient([teller, *hosts], seats.committee, grace_s=0.3, timeout_s=60)
     attestation, _ = await client.review(request)
     check(attestation, seats.committee, Decision.REJECTED)
+
+
+@pytest.mark.parametrize("change", ["payload", "signature"])
+def test_a_forged_proof_beside_the_nodes_header_accuses_nobody(
+    office_of: Any, request_of: Any, change: str
+) -> None:
+    """Else a buyer that commits its content id has an honest node slashed."""
+    request = request_of(42)
+    script = Script(request, [office_of()])
+    proof = request.result.proof
+    value = b"another" if change == "payload" else bytes(65)
+    forged = proof.model_copy(update={change: value})
+    script.subject = script.subject.model_copy(update={"proof_cid": forged.cid})
+    script.subject_bytes = script.subject.canonical()
+    script.state = ReviewState.start(script.subject, request.committee)
+    script.case = replace(script.case, proof=forged)
+    script.open()
+    with pytest.raises(CommitteeError, match="the proof is not the one"):
+        script.commit()
