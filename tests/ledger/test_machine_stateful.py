@@ -325,9 +325,8 @@ class Ledger(RuleBasedStateMachine):
                 self.serve(signers)
             epoch = self.epochs.setdefault((self.now - T0) // HOUR, {"open": True, "parts": {}})
             part = epoch["parts"].setdefault(node.address, {"mflop": 0, "waits": []})
-            if basis is Basis.REVIEWED:  # as much more as it was unlikely to be drawn
-                rate = self.state.task(self.spec(number).task_id).review_ppm
-                part["mflop"] += FLOPS[number] // 10**6 * PPM // rate
+            if basis is Basis.REVIEWED:
+                part["mflop"] += FLOPS[number] // 10**6
             part["waits"].append(task["waited"])
             self.weigh(node)
             self.balance[BUYER.address] += 5 * DAI - price

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from daifi_flows.cnft import PPM
 from daifi_flows.ledger import _economics as economics
 from daifi_flows.ledger._epochs import (
     EpochRecord,
@@ -139,21 +138,19 @@ def record_work(
     flop: int,
     paid_wei: int,
     wait_ms: int | None = None,
-    review_ppm: int = PPM,
     unseen_until_ms: int | None = None,
 ) -> None:
     """Count one accepted execution: for reputation, for the epoch's reward and as demand.
 
     Rewards are for *verified* compute (white paper 2.3). So work that nobody reviewed counts as
-    none, and what was drawn for a review as much more as it was unlikely to be drawn: on average
-    as much as all of it. A buyer and a node that are one and show nothing when they are drawn earn
-    nothing by what is waived.
+    none: a buyer and a node that are one and show nothing when they are drawn earn nothing by what
+    is waived. What was reviewed counts once, however unlikely it was to be drawn: an attestation
+    does not say that the lottery drew it, and anybody can have any work reviewed.
 
     Args:
         flop: floating-point operations, as the node stated them.
         paid_wei: what the buyer paid for them; bounds what is believed.
         wait_ms: from assignment to answer; absent where nothing was assigned.
-        review_ppm: how likely its review was.
         unseen_until_ms: of work that nobody reviewed, the last instant at which its output can be
             challenged: it shows nothing about the node, and no reward is paid before, because an
             output proven wrong costs all of the epoch's.
@@ -168,7 +165,7 @@ def record_work(
         pool = pool.model_copy(update={"nodes": pool.nodes + 1})
     most = params.rewards.node_gflops * ctx.genesis.epoch_ms  # a gigaFLOP a second, in megaFLOP
     room = max(most - part.mflop, 0)
-    verified = min(mflop * PPM // review_ppm, room) if unseen_until_ms is None else 0
+    verified = min(mflop, room) if unseen_until_ms is None else 0
     account = ctx.account(node)
     standing = account.standing.at(ctx.now_ms, params.staking.half_life_ms)
     if unseen_until_ms is None:

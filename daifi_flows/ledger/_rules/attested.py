@@ -131,7 +131,6 @@ def settle(ctx: Context, tx: Settle) -> Facts:
         flop=task.proof.statement.usage.flops,
         paid_wei=price,
         wait_ms=task.answered_ms - task.assigned_ms,
-        review_ppm=max(task.review_ppm, 1),
         unseen_until_ms=challenge_until_ms if waived else None,
     )
     if not waived:
