@@ -163,9 +163,8 @@ class ReviewOffice:
         if case.output.cid != subject.output_cid:  # else who sends another accuses the node
             raise CommitteeError("the output is not the one the node signed: send that one")
         spans = spans_of(case.proof)
-        forged = (
-            case.proof.header != case.docket.header
-        )  # it would be rejected, and the node with it
+        # A forged one is wrong, but not by the node's doing: only what the node signed is judged.
+        forged = case.proof.header != case.docket.header
         if forged or case.proof.cid != subject.proof_cid or len(spans) != subject.chunks:
             raise CommitteeError("the proof is not the one that the review is about")
         bound = self._bind(subject, case.docket)
