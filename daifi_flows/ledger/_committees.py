@@ -39,6 +39,8 @@ MAX_OFFERS: Final = 1_024
 """Most accounts that offer themselves at once. When there are so many, a higher pledge takes the
 place of the lowest."""
 _ZEROS: Final = bytes(32)
+_MOST_DOUBLINGS: Final = 6
+"""Of the time until a roll may be closed anew: an hour becomes less than three days."""
 
 
 class OfficeRecord(Record):
@@ -162,6 +164,7 @@ class RollRecord(Record):
         root: of the sum tree over the candidates.
         since_height: height of the block that put the committee in office which draws.
         entrants: by address.
+        tries: how often a roll for this epoch was closed before.
         beacon: zeros until the seats are drawn.
         drawn: their accounts, by seat.
     """
@@ -177,9 +180,15 @@ class RollRecord(Record):
     entrants: Annotated[tuple[Entrant, ...], Field(max_length=MAX_OFFERS)]
     beacon: Bytes32 = _ZEROS
     drawn: tuple[Address, ...] = ()
+    tries: Uint = 0
 
     def key(self) -> bytes:
         return self.prefix
+
+    def redraw_due_ms(self, redraw_ms: int) -> int:
+        """From when on the roll may be closed anew if no handover comes. It takes twice as long
+        each time: who can hold handovers back gets few draws to choose from."""
+        return self.closed_ms + (redraw_ms << min(self.tries, _MOST_DOUBLINGS))
 
     @property
     def terms(self) -> DrawTerms:

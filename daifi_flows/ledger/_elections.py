@@ -89,7 +89,7 @@ class Elections:
         rules = (await self._ledger.params()).committee
         due_ms = office.since_ms + rules.epoch_ms
         if roll is not None and roll.epoch == office.committee.epoch + 1:
-            due_ms = max(due_ms, roll.closed_ms + rules.redraw_ms)
+            due_ms = max(due_ms, roll.redraw_due_ms(rules.redraw_ms))
         return due_ms
 
     async def close_roll(self, sender: Account) -> RollRecord:

@@ -49,7 +49,8 @@ class CommitteeParams(Noun):
         min_confidence_ppm: the least confidence in an accepted output that a task may ask for.
         max_attempts: the most nodes that a task may try one after another.
         epoch_ms: how long a committee is in office before the next can be drawn.
-        redraw_ms: how long after a roll was closed it may be closed anew, when no handover came.
+        redraw_ms: how long after a roll was closed it may be closed anew, when no handover came;
+            twice as long each further time, up to 64 times.
         grace_ms: how long the findings of a committee count after it left.
         min_pledge_wei: least stake that a candidate pledges.
         operator_seats: most seats of one operator, as long as others can fill them; and never

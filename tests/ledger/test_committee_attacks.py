@@ -6,6 +6,7 @@ import ledger_kinds as t
 import pytest
 from committee_bench import (
     BUYER,
+    REDRAW_MS,
     CommitteeBench,
     certified_header,
     drawn_committee,
@@ -81,3 +82,21 @@ def test_a_drawn_node_cannot_hold_up_the_handover_by_keeping_its_proof() -> None
     assert not check_seat_possession(first.public, BUYER.address, first.possession)
     bench.do(t.HandOver, BUYER, **handed_over(bench.state, new))
     assert bench.state.committee() == new
+
+
+def test_who_holds_handovers_back_waits_twice_as_long_for_each_draw() -> None:
+    """It could else throw draws away, one an hour, until one suits it."""
+    bench = CommitteeBench(offers=22)
+    closed = bench.close().closed_ms
+    for doublings in (0, 1, 2, 3, 4, 5, 6, 6):
+        bench.now = closed + (REDRAW_MS << doublings) - 1
+        assert refused(bench, t.CloseRoll, epoch=2) == "bad-state"
+        bench.now += 1
+        bench.do(t.CloseRoll, BUYER, epoch=2)
+        closed = bench.roll().closed_ms
+    bench.height += 1
+    bench.do(
+        t.DrawSeats, BUYER, **certified_header(bench.state.committee(), bench.roll().height + 1)
+    )
+    bench.do(t.HandOver, BUYER, **handed_over(bench.state))
+    assert bench.close().tries == 0  # the next epoch's is another

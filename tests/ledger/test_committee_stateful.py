@@ -190,7 +190,7 @@ class Committees4(RuleBasedStateMachine):
         office = state.in_office()
         due = office.since_ms + EPOCH_MS
         if self.roll is not None:
-            due = max(due, self.bench.roll().closed_ms + REDRAW_MS)
+            due = max(due, self.bench.roll().redraw_due_ms(REDRAW_MS))
         able = {i: p for i, p in self.offers.items() if min(p, self.stake(i)) >= 100 * DAI}
         allowed = now >= due and len(able) >= SEATS
         assert self.attempt(t.CloseRoll, -1, epoch=office.committee.epoch + 1) == allowed

@@ -13,7 +13,8 @@
    order with new shares of the same group key. It certifies from the next block on.
 
 Without a handover the present committee goes on, and after ``redraw_ms`` the roll may be closed
-anew. Nobody on the way can choose: every step has one outcome, and can be taken by anyone.
+anew; after twice as long the next time, and so on. Nobody on the way can choose: every step has one
+outcome, and can be taken by anyone.
 
 A committee's findings still count for ``grace_ms`` after it left, about work that was committed
 before: reviews that were under way are not lost. What is not settled by then, its successor
@@ -200,8 +201,8 @@ def close_roll(ctx: Context, tx: CloseRoll) -> Facts:
     if tx.epoch != office.committee.epoch + 1:
         refuse("bad-field", f"the next epoch is {office.committee.epoch + 1}, not {tx.epoch}")
     due_ms = office.since_ms + rules.epoch_ms
-    if (roll := _pending(ctx)) is not None:
-        due_ms = max(due_ms, roll.closed_ms + rules.redraw_ms)
+    if (before := _pending(ctx)) is not None:
+        due_ms = max(due_ms, before.redraw_due_ms(rules.redraw_ms))
     if ctx.now_ms < due_ms:
         refuse(
             "bad-state",
@@ -227,6 +228,7 @@ def close_roll(ctx: Context, tx: CloseRoll) -> Facts:
         root=tree.root,
         since_height=office.since_height,
         entrants=entrants,
+        tries=before.tries + 1 if before is not None else 0,
     )
     ctx.layer.put(roll)
     return {"content": roll.root}
