@@ -2,9 +2,9 @@
 
 A follower or a seat's replica starts from one instead of executing the chain from genesis. Layout:
 the magic line; a frame (four bytes of length, big-endian, then that many bytes) with the header,
-its certificate, the handovers from genesis to the committee that certified it, the number of
-entries and the peaks of the receipts' history; for each entry, by ``keccak256(key)``, a frame for
-the key and one for the value; at the end SHA-256 of all before.
+its certificate, how many handovers and entries follow, and the peaks of the receipts' history; a
+frame for each handover, from genesis to the committee that certified the header; for each entry,
+by ``keccak256(key)``, a frame for the key and one for the value; at the end SHA-256 of all before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO, Final
 
 from daifi_flows.cnft import BlockHeader, QuorumCertificate
 from daifi_flows.encoding import canonical, decode_canonical, keccak256
-from daifi_flows.epochs import CommitteeChain
+from daifi_flows.epochs import Handover
 from daifi_flows.errors import DaifiError, EncodingError, LedgerCorrupted, LedgerUnavailable
 from daifi_flows.ledger._files import whole_file
 from daifi_flows.ledger._params import Genesis
@@ -32,7 +32,7 @@ from daifi_flows.merkle import MountainRange
 __all__ = ["Snapshot", "batched", "load_newest", "open_snapshot", "snapshots_in", "take_snapshot"]
 
 _log = logging.getLogger(__name__)
-_MAGIC: Final = b"daifi-snapshot/2\n"
+_MAGIC: Final = b"daifi-snapshot/3\n"
 _MAX_FRAME: Final = 16 * 1024 * 1024
 _BATCH: Final = 4_096
 
@@ -93,12 +93,14 @@ def _write(
             {
                 "header": header.plain(),
                 "certificate": certificate.plain(),
-                "handovers": CommitteeChain(handovers=handovers).plain()["handovers"],
+                "handovers": len(handovers),
                 "entries": store.count_entries(),
                 "peaks": list(MountainRange.load(store.node, header.history_size).peaks),
             }
         )
     )
+    for handover in handovers:
+        frame(handover.canonical())
     for number, entry in enumerate(store.entries()):
         frame(entry.key)
         frame(entry.value)
@@ -136,7 +138,7 @@ class Snapshot:
             plain = decode_canonical(self._frame())
             self.header = BlockHeader.from_plain(plain["header"])
             self.certificate = QuorumCertificate.from_plain(plain["certificate"])
-            chain = CommitteeChain.from_plain({"handovers": plain["handovers"]})
+            handovers = [Handover.from_canonical(self._frame()) for _ in range(plain["handovers"])]
             self.count = int(plain["entries"])
             peaks: tuple[object, ...] = tuple(plain["peaks"])
             self.history = MountainRange(
@@ -150,7 +152,7 @@ class Snapshot:
             self.history.root != self.header.history_root
         ):
             raise self._damaged("its receipts' history is not its block's")
-        if certified_by(genesis, chain.handovers, self.header, self.certificate) is None:
+        if certified_by(genesis, handovers, self.header, self.certificate) is None:
             raise self._damaged("its block has no valid certificate")
 
     def _damaged(self, why: str) -> LedgerCorrupted:
