@@ -22,7 +22,7 @@ from daifi_flows._noun import (
     Wei,
 )
 from daifi_flows.cnft._tasks import Content, ModelRef
-from daifi_flows.encoding import cid_of, keccak256, tagged_hash
+from daifi_flows.encoding import canonical, cid_of, keccak256, tagged_hash
 from daifi_flows.merkle import merkle_root
 
 __all__ = [
@@ -75,18 +75,28 @@ class ProofHeader(Noun):
         """What the node signs, 32 bytes."""
         return proof_digest(self.scheme, self.statement, self.payload_hash, self.node)
 
+    @property
+    def cid(self) -> str:
+        """Content id of what the node signed: who has the header can tell it, and nobody can make
+        a second one of the same proof by signing it again."""
+        said = _proof_fields(self.scheme, self.statement, self.payload_hash, self.node)
+        return cid_of(canonical(said), "dag-cbor")
+
 
 def proof_digest(scheme: str, statement: Statement, payload_hash: bytes, node: str) -> bytes:
     """``keccak256("daifi/proof/1" ‖ dag-cbor(header without signature))``."""
-    return tagged_hash(
-        "daifi/proof/1",
-        {
-            "scheme": scheme,
-            "statement": statement.plain(),
-            "payload_hash": payload_hash,
-            "node": node,
-        },
-    )
+    return tagged_hash("daifi/proof/1", _proof_fields(scheme, statement, payload_hash, node))
+
+
+def _proof_fields(
+    scheme: str, statement: Statement, payload_hash: bytes, node: str
+) -> dict[str, Any]:
+    return {
+        "scheme": scheme,
+        "statement": statement.plain(),
+        "payload_hash": payload_hash,
+        "node": node,
+    }
 
 
 class Proof(Noun):
@@ -114,8 +124,8 @@ class Proof(Noun):
 
     @property
     def cid(self) -> str:
-        """CIDv1 of the whole proof."""
-        return cid_of(self.canonical(), "dag-cbor")
+        """CIDv1 that names the proof; see :attr:`ProofHeader.cid`."""
+        return self.header.cid
 
 
 class ModelFile(Noun):

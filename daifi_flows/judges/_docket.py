@@ -44,6 +44,8 @@ def docket_fault(subject: Subject, docket: Docket, committee: Committee) -> str 
         subject.node,
     ):
         return "the proof is about another task, output or node"
+    if subject.proof_cid != header.cid:  # else its review, and later ones, are of no proof at all
+        return "the subject names another proof than the node's"
     digest = header.digest()
     try:
         signer = recover_address(digest, header.signature)

@@ -129,6 +129,17 @@ def test_a_forged_proof_beside_the_nodes_header_accuses_nobody(
     script.subject_bytes = script.subject.canonical()
     script.state = ReviewState.start(script.subject, request.committee)
     script.case = replace(script.case, proof=forged)
-    script.open()
-    with pytest.raises(CommitteeError, match="the proof is not the one"):
+    with pytest.raises(CommitteeError, match=r"another proof|the proof is not the one"):
+        script.open()
         script.commit()
+
+
+def test_seats_take_part_for_the_proofs_own_name_alone(office_of: Any, request_of: Any) -> None:
+    """Else a node waits for its commit, has seats draw for a name of no proof, and is then either
+    paid for what no dispute can name, or not reviewed."""
+    script = Script(request_of(42), [office_of()])
+    junk = script.subject.model_copy(update={"proof_cid": script.subject.output_cid})
+    with pytest.raises(CommitteeError, match="another proof"):
+        office_of().open(junk.canonical(), script.docket_bytes)
+    again = script.case.proof.model_copy(update={"signature": bytes(65)})
+    assert again.cid == script.case.proof.cid == script.case.docket.header.cid
