@@ -126,7 +126,7 @@ class Execution:
 
     async def _whole(self) -> ComputeNFT:
         task = await self.life.settlement.task(self.task_id)
-        if not (self.draft_path.exists() and task is not None and _may_finish(task)):
+        if not (self.draft_path.exists() and task is not None and await self._accepted(task)):
             try:
                 await self._until_accepted()
             except BaseException as error:
@@ -138,6 +138,19 @@ class Execution:
                     ) from error.__cause__
                 raise
         return await self._finish()
+
+    async def _accepted(self, task: TaskRecord) -> bool:
+        """Whether an earlier run's accepted result is settled, or can be now."""
+        if task.state is not TaskState.COMMITTED:
+            return task.state is TaskState.SETTLED
+        draft = await asyncio.to_thread(read_draft, self.draft_path)
+        try:
+            await self.life.settlement.settle(draft.attestation, draft.core.digest, self.life.buyer)
+        except TransactionRefused as error:
+            # The committee that accepted it may have left too long ago: the next one is asked.
+            logger.warning("an accepted result is not taken any more: %s", error)
+            return False
+        return True
 
     # Until the committee accepts
 
@@ -290,7 +303,9 @@ class Execution:
         ):
             # No rate was recorded, or another committee has taken over: reviewed in full.
             committed = None
-        operator = None if node.operator == node.address else node.operator
+        # As the ledger has it: a driver that goes on later must ask the seats the same again.
+        registered = (await settlement.account(node.address)).registered or node
+        operator = None if registered.operator == node.address else registered.operator
         self.tell(StepState.REVIEWING, "the committee is checking the proof")
         request = ReviewRequest(
             ledger_id=settlement.ledger_id,
@@ -464,11 +479,6 @@ class Execution:
 
 _REFUNDED: Final = "The escrow was refunded; run the step again or allow more attempts."
 _NOT_REFUNDED: Final = "The escrow is still locked and comes home once the task expires."
-
-
-def _may_finish(task: TaskRecord) -> bool:
-    """Whether an accepted result can still become, or already is, a token."""
-    return task.state in (TaskState.COMMITTED, TaskState.SETTLED)
 
 
 async def _bring_home(step: Execution) -> bool:

@@ -198,7 +198,10 @@ class Life:
         if task is None or not draft_path.exists():
             return int(task is not None and await self.refund(task_id, task.state))
         if task.state in (TaskState.COMMITTED, TaskState.SETTLED):
-            await self._bundle(await asyncio.to_thread(read_draft, draft_path))
+            try:
+                await self._bundle(await asyncio.to_thread(read_draft, draft_path))
+            except TransactionRefused:
+                return int(await self.refund(task_id, task.state))
         return 0
 
     async def _bundle(self, draft: Draft) -> None:

@@ -29,7 +29,7 @@ from daifi_flows._step import StepEvent, StepRequest, StepState
 from daifi_flows.bundle import Bundle
 from daifi_flows.cnft import PPM, Basis, ComputeNFT, Content, Materials, NodeInfo, Review
 from daifi_flows.encoding import cid_of
-from daifi_flows.errors import CommitteeError
+from daifi_flows.errors import CommitteeError, TransactionRefused
 from daifi_flows.judges import SeatKeys, SeatOffice
 from daifi_flows.judges._client import ReviewClient
 from daifi_flows.ledger import LedgerClient, LedgerService, Params
@@ -82,9 +82,13 @@ class CommitteeHere:
     """The seats in this process, which can be made to lose the next question."""
 
     def __init__(self, client: ReviewClient) -> None:
-        self.client, self.fails = client, 0
+        self.client, self.fails, self.fails_late = client, 0, 0
 
     async def review(self, request: Any) -> Any:
+        if self.fails_late:
+            self.fails_late -= 1
+            await self.client.review(request)
+            raise CommitteeError("the driver died here")
         if self.fails:
             self.fails -= 1
             raise CommitteeError("the driver died here")
@@ -279,6 +283,65 @@ async def test_a_step_goes_on_from_its_commit_with_the_same_receipt(
     assert here.audit(nft)["review"][0] is Status.PASSED
     supply = await here.settlement.supply()
     assert supply.conserved and supply.escrows_wei == 0
+
+
+async def test_a_review_goes_on_when_its_node_has_left_the_mesh(world: Any) -> None:
+    """Who runs it is asked of the ledger: another answer would be another review."""
+    here = await world()
+    run_by = here.node.config.info.model_copy(update={"operator": SEAT_ACCOUNTS[3].address})
+    await here.settlement.register(run_by, NODE)
+    here.committee.fails_late = 1
+    with pytest.raises(CommitteeError, match="died here"):
+        await here.step(7)
+    here.life = here.driver()
+    here.mesh.nodes = _nobody
+    nft = await here.step(7)
+    assert nft.output == 14 and here.mesh.runs == 1
+    assert nft.report is not None and nft.report["conflicted"] == [3]
+
+
+async def _nobody() -> list[NodeInfo]:
+    return []
+
+
+async def test_an_accepted_result_that_came_too_late_is_reviewed_again(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = await world()
+    settle, refused = here.settlement.settle, [1, 1]
+
+    async def too_late(*arguments: Any) -> Any:
+        if refused:
+            refused.pop()
+            raise TransactionRefused("findings of this committee do not count", code="expired")
+        return await settle(*arguments)
+
+    monkeypatch.setattr(here.settlement, "settle", too_late)
+    with pytest.raises(TransactionRefused):
+        await here.step(7)
+    here.life = here.driver()
+    nft = await here.step(7)
+    assert nft.output == 14 and here.mesh.runs == 1
+    assert here.audit(nft)["review"][0] is Status.PASSED
+
+
+async def test_a_sweep_brings_home_what_cannot_be_settled(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = await world()
+    expired: list[bytes] = []
+
+    async def refuse(*_: Any) -> Any:
+        raise TransactionRefused("findings of this committee do not count", code="expired")
+
+    async def expire(task_id: bytes, _: Any) -> None:
+        expired.append(task_id)
+
+    monkeypatch.setattr(here.settlement, "settle", refuse)
+    with pytest.raises(TransactionRefused):
+        await here.step(7)
+    monkeypatch.setattr(here.settlement, "expire", expire)
+    assert await here.driver().sweep() == 1 and len(expired) == 1
 
 
 async def test_a_seat_that_votes_twice_is_shown_to_the_ledger_and_loses_half(world: Any) -> None:
