@@ -297,7 +297,8 @@ async def test_a_review_goes_on_when_its_node_has_left_the_mesh(world: Any) -> N
     here.mesh.nodes = _nobody
     nft = await here.step(7)
     assert nft.output == 14 and here.mesh.runs == 1
-    assert nft.report is not None and nft.report["conflicted"] == [3]
+    assert Bundle.read(nft.bundle).metadata.core.operator == SEAT_ACCOUNTS[3].address
+    assert here.audit(nft)["review"][0] is Status.PASSED
 
 
 async def _nobody() -> list[NodeInfo]:

@@ -55,12 +55,11 @@ class Bench:
             epoch=self.committee.epoch,
             task_id=keccak256(b"task"),
             attempt=0,
-            node=Account.from_seed(b"node").address,
             output_cid=cid_of(b"output"),
             proof_cid=cid_of(b"proof"),
             min_confidence_ppm=990_000,
             deadline_ms=10**15,
-            **subject,
+            **{"node": Account.from_seed(b"node").address} | subject,
         )
         self.keys: Callable[[int], SeatKeys] = lru_cache(None)(seats.keys)
         self.message = lru_cache(None)(self._message)
@@ -499,7 +498,7 @@ def test_to_accept_what_is_wrong_for_sure_is_evidence(
 
 def test_conflicted_seats_do_not_judge(seats_of: Any) -> None:
     seats = seats_of(21)
-    bench = Bench(seats, operator=seats.committee.seats[4].account)
+    bench = Bench(seats, node=seats.committee.seats[4].account)
     assert bench.start.shut == {4}
     assert 4 not in {seat for chunk in bench.start.first_asked for seat in chunk}
     votes = dict.fromkeys(range(4, 10), (ACCEPT, 999_000))
