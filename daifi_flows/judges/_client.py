@@ -161,10 +161,11 @@ class ReviewClient:
         refused: list[str] = []
 
         def absorb(number: int, reply: OpenReply) -> None:
-            for seat in reply.seats:
+            most = 2 * len(self.committee.seats)  # a range of any length is few bytes
+            for seat in reply.seats[:most]:
                 if 0 <= seat < len(self.committee.seats):
                     run.where.setdefault(seat, set()).add(number)
-            for index, share in reply.shares[:MAX_MESSAGES]:
+            for index, share in reply.shares[:most]:
                 run.state = run.state.add_share(index, share)
             if reply.refused:
                 refused.append(reply.refused)

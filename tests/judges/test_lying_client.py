@@ -143,3 +143,19 @@ def test_seats_take_part_for_the_proofs_own_name_alone(office_of: Any, request_o
         office_of().open(junk.canonical(), script.docket_bytes)
     again = script.case.proof.model_copy(update={"signature": bytes(65)})
     assert again.cid == script.case.proof.cid == script.case.docket.header.cid
+
+
+async def test_a_host_that_says_it_has_endless_seats_holds_nobody_up(
+    hosts_of: Any, request_of: Any, seats: Any
+) -> None:
+    class Endless(Local):
+        async def open(self, subject: bytes, docket: bytes) -> OpenReply:
+            reply = await super().open(subject, docket)
+            many: Any = range(10**15)
+            return OpenReply(many, reply.shares)
+
+    hosts = hosts_of(3)
+    hosts[0] = Endless(hosts[0].make)
+    client = ReviewClient(hosts, seats.committee, grace_s=0.3)
+    attestation, _ = await client.review(request_of())
+    check(attestation, seats.committee, Decision.ACCEPTED)
