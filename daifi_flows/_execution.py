@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Never
 
@@ -298,11 +298,6 @@ class Execution:
         task = await settlement.task(self.task_id)
         assert task is not None, "a committed task is known"
         committed, committee = self.commit_receipt, await settlement.committee()
-        if committed is not None and (
-            committed.leaf.review_ppm is None or committed.header.epoch != committee.epoch
-        ):
-            # No rate was recorded, or another committee has taken over: reviewed in full.
-            committed = None
         # As the ledger has it: a driver that goes on later must ask the seats the same again.
         registered = (await settlement.account(node.address)).registered or node
         operator = None if registered.operator == node.address else registered.operator
@@ -342,9 +337,11 @@ class Execution:
             subject = subject_of(request)
             await accuse(settlement, subject, report.evidence, attestation, buyer)
         if attestation.decision is Decision.ACCEPTED:
+            # The bundle tells of a draw only where this committee drew.
+            drew = committed is not None and committed.header.epoch == committee.epoch
             draft = draft_of(
                 self.request,
-                request,
+                request if drew else replace(request, committed=None),
                 attestation,
                 report,
                 buyer=self.life.buyer,

@@ -52,6 +52,8 @@ class TxReceipt(Noun):
     """Of the task, where that matters to who reads the receipt (commit)."""
     review_ppm: Ppm | None = None
     """How likely the committee reviews the execution whose proof was committed."""
+    operator: Address | None = None
+    """Who runs the node, where that is not the node's own address (commit)."""
     payments: tuple[Payment, ...] = ()
 
     def commits(self, *, task_id: bytes, attempt: int, node: str, proof: bytes) -> bool:

@@ -80,12 +80,15 @@ class Subject(Noun):
     @classmethod
     def of(cls, request: ReviewRequest, chunks: int = 1) -> Subject:
         """The subject of a review request whose output is checked in so many parts."""
-        proof, receipt = request.result.proof, request.committed
-        recorded = receipt.leaf.review_ppm if receipt is not None else None
+        proof, receipt, committee = request.result.proof, request.committed, request.committee
+        recorded = None
+        # What was committed under an earlier committee is not drawn for by this one.
+        if receipt is not None and receipt.header.epoch == committee.epoch:
+            recorded = receipt.leaf.review_ppm
         return cls(
             ledger_id=request.ledger_id,
-            committee=request.committee.digest,
-            epoch=request.committee.epoch,
+            committee=committee.digest,
+            epoch=committee.epoch,
             task_id=request.spec.task_id,
             attempt=request.attempt,
             node=proof.node,
@@ -95,7 +98,7 @@ class Subject(Noun):
             deadline_ms=request.spec.deadline_ms,
             chunks=chunks,
             review_ppm=PPM if recorded is None else recorded,
-            operator=request.operator,
+            operator=request.operator if receipt is None else receipt.leaf.operator,
         )
 
     @property

@@ -68,6 +68,10 @@ class BlockValidator(Protocol):
         """Who was drawn to take over from the committee, as of the last final block here."""
         ...
 
+    def certifier_of(self, header: BlockHeader) -> Committee | None:
+        """The committee that was to certify a block of this height, if the header names it."""
+        ...
+
 
 class BlockOffice:
     """The part of a seat host that deals with blocks. Thread-safe; every method blocks."""
@@ -206,6 +210,15 @@ class BlockOffice:
         """
         with self._lock:
             return self._get_validator().succession()
+
+    def certifier_of(self, header: BlockHeader) -> Committee | None:
+        """See :meth:`BlockValidator.certifier_of`.
+
+        Raises:
+            DaifiError: no replica runs here, or it cannot be read.
+        """
+        with self._lock:
+            return self._get_validator().certifier_of(header)
 
     def provide_blocks(self, blocks: Sequence[bytes]) -> int:
         """Bring the replica up to date with certified blocks.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from daifi_flows.cnft import (
@@ -122,10 +122,6 @@ class ReviewClient:
         started = loop.time()
         if request.committee.digest != self.committee.digest:
             raise CommitteeError("the review names another committee than this client's")
-        receipt = request.committed
-        if receipt is not None and receipt.header.committee != self.committee.digest:
-            # Certified before a handover: these seats cannot check it, and review in any case.
-            request = replace(request, committed=None)
         subject, case = subject_of(request), Case.of(request)
         state = ReviewState.start(subject, self.committee)
         run = _Run(subject, case, share(case), state, started + self.timeout_s)

@@ -91,6 +91,9 @@ class SeatOffice:
         self._loading = threading.Lock()
         self._journal = Journal(workdir / "seats.sqlite")
         self._review_journal = ReviewJournal(workdir / "seats.sqlite")
+        self._blocks = BlockOffice(
+            committee, self.keys, self._traitors, self._journal, validator_factory
+        )
         self._reviews = ReviewOffice(
             committee,
             self.keys,
@@ -100,6 +103,7 @@ class SeatOffice:
             panel=panel or Panel(),
             workdir=workdir,
             clock_ms=clock_ms,
+            earlier=None if validator_factory is None else self._blocks.certifier_of,
         )
         self._statement_journal = StatementJournal(workdir / "seats.sqlite")
         self._statements = StatementDesk(
@@ -112,9 +116,6 @@ class SeatOffice:
                 for index, traitor in self._traitors.items()
                 if (finding := traitor.dispute_finding) is not None
             },
-        )
-        self._blocks = BlockOffice(
-            committee, self.keys, self._traitors, self._journal, validator_factory
         )
         self._keygen = KeyOffice(committee, self.keys, keys_dir, self._blocks.succession)
 

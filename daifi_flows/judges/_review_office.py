@@ -21,7 +21,7 @@ from daifi_flows.cnft import (
 from daifi_flows.errors import CommitteeError
 from daifi_flows.judges._byzantine import Traitor
 from daifi_flows.judges._committee import Phase, ReviewState
-from daifi_flows.judges._docket import docket_fault, execution_of
+from daifi_flows.judges._docket import Certifier, docket_fault, execution_of
 from daifi_flows.judges._messages import (
     Asked,
     Case,
@@ -58,6 +58,7 @@ class ReviewOffice:
         keys: of the seats here.
         traitors: the dishonest among them.
         get_reference: the verifier's copy of the models.
+        earlier: see :func:`~daifi_flows.judges._docket.docket_fault`.
         clock_ms: Unix milliseconds, to know a task's deadline by.
     """
 
@@ -72,6 +73,7 @@ class ReviewOffice:
         panel: Panel,
         workdir: Path,
         clock_ms: Callable[[], int],
+        earlier: Certifier | None = None,
     ) -> None:
         self.committee = committee
         self.keys = keys
@@ -82,6 +84,7 @@ class ReviewOffice:
         self._panel = panel
         self._workdir = workdir
         self._clock_ms = clock_ms
+        self._earlier = earlier
         self._reviewing = threading.Lock()
         self._found: dict[tuple[bytes, int], ChunkFinding] = {}
 
@@ -135,7 +138,7 @@ class ReviewOffice:
 
     def _bind(self, subject: Subject, docket: Docket) -> tuple[int, ...]:
         """The honest seats that take part in this subject's review."""
-        fault = docket_fault(subject, docket, self.committee)
+        fault = docket_fault(subject, docket, self.committee, self._earlier)
         if fault is not None:
             raise CommitteeError(f"the seats take no part in this review: {fault}")
         return self._journal.open(tuple(self._honest), execution_of(subject), subject.digest)

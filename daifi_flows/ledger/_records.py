@@ -129,6 +129,7 @@ class TaskRecord(Record):
     committer: Address | None = None
     other_cid: Cid | None = None
     review_ppm: Ppm = PPM
+    operator: Address | None = None
     waived: Annotated[int, Field(ge=0, le=1, strict=True)] = 0
 
     def key(self) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from daifi_flows.cnft import BlockHeader, QuorumCertificate
+from daifi_flows.cnft import BlockHeader, Committee, QuorumCertificate
 from daifi_flows.encoding import keccak256
 from daifi_flows.epochs import Succession
 from daifi_flows.errors import EncodingError, LedgerError, OutOfSync
@@ -262,6 +262,15 @@ class Replica:
     def succession(self) -> Succession:
         """Who was drawn to take over from the committee, as of the last final block here."""
         return succession_in(self._base, self._machine.genesis)
+
+    def certifier_of(self, header: BlockHeader) -> Committee | None:
+        """The committee that was to certify a block of this height, as of the last final block
+        here; ``None`` where the header names another."""
+        found = self._base.seated_in(header.epoch)
+        if found is None or found.digest != header.committee:
+            return None
+        left = found.left_height or header.height
+        return found.committee if found.since_height < header.height <= left else None
 
     @property
     def fingerprint(self) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from daifi_flows.cnft import Execution, Proof, Statement, proof_digest
+from daifi_flows.cnft import Execution, Proof, ProofHeader, Statement, proof_digest
 from daifi_flows.encoding import keccak256, tagged_hash
 from daifi_flows.errors import DaifiError, KeyMaterialError, ProofError
 from daifi_flows.keys import Account, recover_address
@@ -71,14 +71,15 @@ def make_proof(claim: Claim, execution: Execution, account: Account, workdir: Pa
     )
 
 
-def spans_of(proof: Proof) -> tuple[Span, ...]:
+def spans_of(proof: Proof | ProofHeader) -> tuple[Span, ...]:
     """The parts in which a stranger's proof can be checked, in order; at least one, at most 64.
 
     Checking all of them is checking the whole, whatever the proof: what is malformed is so in every
-    part. The token schemes have one for every 256 output tokens begun, the others one in all.
+    part. The token schemes have one for every 256 output tokens begun, the others one in all. They
+    follow from what the node signed: the header tells them, too.
     """
     try:
-        spans = get_scheme(proof.scheme).spans(proof)
+        spans = get_scheme(proof.scheme).spans(proof.statement)
     except Exception:  # not known here, or a scheme that chokes on this proof: verifying says so
         return (WHOLE,)
     return spans if 1 <= len(spans) <= MAX_SPANS else (WHOLE,)

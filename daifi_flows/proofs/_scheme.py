@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
-from daifi_flows.cnft import Content, Execution, Materials, Proof, Sampling, TaskSpec
+from daifi_flows.cnft import Content, Execution, Materials, Proof, Sampling, Statement, TaskSpec
 from daifi_flows.proofs._spans import Span
 
 if TYPE_CHECKING:
@@ -200,12 +200,12 @@ class Scheme(Protocol):
         """
         ...
 
-    def spans(self, proof: Proof) -> tuple[Span, ...]:
+    def spans(self, statement: Statement) -> tuple[Span, ...]:
         """The parts of the output that can be checked one by one; ``(WHOLE,)`` where it is checked
         as a whole.
 
         At most :data:`~daifi_flows.proofs.MAX_SPANS`, the same on every verifier, and quickly:
-        for any proof whatsoever, before anything of it was checked.
+        for any statement whatsoever, before anything of its proof was seen.
         """
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from daifi_flows.cnft import PPM, Content, Execution, Proof, Sampling
+from daifi_flows.cnft import PPM, Content, Execution, Proof, Sampling, Statement
 from daifi_flows.encoding import decode_canonical_json
 from daifi_flows.errors import EncodingError, ModelError
 from daifi_flows.proofs._compare import Match, compare_json
@@ -46,9 +46,9 @@ class DigestScheme:
         """Nothing: no sampler takes part."""
         del sampling
 
-    def spans(self, proof: Proof) -> tuple[Span, ...]:
+    def spans(self, statement: Statement) -> tuple[Span, ...]:
         """One: the output is checked as a whole."""
-        del proof
+        del statement
         return (WHOLE,)
 
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:

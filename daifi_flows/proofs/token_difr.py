@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from daifi_flows.cnft import Execution, Proof, Sampling
+from daifi_flows.cnft import Execution, Proof, Sampling, Statement
 from daifi_flows.encoding import canonical, decode_canonical
 from daifi_flows.errors import EncodingError, ModelError
 from daifi_flows.proofs._scheme import (
@@ -69,9 +69,9 @@ class TokenDifrScheme:
         """Steps without sampling parameters."""
         return refuses(sampling)
 
-    def spans(self, proof: Proof) -> tuple[Span, ...]:
+    def spans(self, statement: Statement) -> tuple[Span, ...]:
         """One for every 256 output tokens begun."""
-        return token_spans(proof.statement.usage.output_tokens)
+        return token_spans(statement.usage.output_tokens)
 
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """The token ids, from ``execution.evidence["prompt_tokens"]`` and ``["output_tokens"]``.

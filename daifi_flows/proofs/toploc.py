@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 
-from daifi_flows.cnft import Execution, Proof, Sampling
+from daifi_flows.cnft import Execution, Proof, Sampling, Statement
 from daifi_flows.encoding import canonical, decode_canonical
 from daifi_flows.errors import EncodingError, ModelError, ProofError
 from daifi_flows.proofs._fingerprint import (
@@ -68,9 +68,9 @@ class ToplocScheme:
         """Steps without sampling parameters."""
         return refuses(sampling)
 
-    def spans(self, proof: Proof) -> tuple[Span, ...]:
+    def spans(self, statement: Statement) -> tuple[Span, ...]:
         """One for every 256 output tokens begun."""
-        return token_spans(proof.statement.usage.output_tokens)
+        return token_spans(statement.usage.output_tokens)
 
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """The token ids, and fingerprints of ``execution.evidence["activations"]``.

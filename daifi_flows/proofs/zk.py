@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Final
 
-from daifi_flows.cnft import Execution, Proof, Sampling, TaskSpec
+from daifi_flows.cnft import Execution, Proof, Sampling, Statement, TaskSpec
 from daifi_flows.proofs._scheme import Claim, Reference, Verdict
 from daifi_flows.proofs._spans import WHOLE, Span
 from daifi_flows.proofs._zk_onnx import prove_onnx, verify_onnx
@@ -54,9 +54,9 @@ class ZkScheme:
         """Nothing: no sampler takes part."""
         del sampling
 
-    def spans(self, proof: Proof) -> tuple[Span, ...]:
+    def spans(self, statement: Statement) -> tuple[Span, ...]:
         """One: the output is checked as a whole."""
-        del proof
+        del statement
         return (WHOLE,)
 
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from daifi_flows.cnft import Execution, Proof, Sampling, TaskSpec
+from daifi_flows.cnft import Execution, Proof, Sampling, Statement, TaskSpec
 from daifi_flows.encoding import canonical, decode_canonical, tagged_hash
 from daifi_flows.errors import EncodingError, ModelError, ProofError
 from daifi_flows.proofs._scheme import Claim, Outcome, Reference, Verdict, cannot_tell, invalid
@@ -121,9 +121,9 @@ class ZkSliceScheme:
             return "top-k and top-p hang on more tokens than a slice shows"
         return refuses(sampling)
 
-    def spans(self, proof: Proof) -> tuple[Span, ...]:
+    def spans(self, statement: Statement) -> tuple[Span, ...]:
         """One for every 256 output tokens begun."""
-        return token_spans(proof.statement.usage.output_tokens)
+        return token_spans(statement.usage.output_tokens)
 
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
         """Commit to ``execution.evidence["activations"]`` ``[output, width]``, then prove the

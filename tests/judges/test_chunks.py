@@ -26,7 +26,7 @@ def in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The ``digest`` scheme, checking a list item by item; the file tells which were checked."""
     log = tmp_path / "checked"
 
-    def spans(self: DigestScheme, proof: Any) -> tuple[Span, ...]:
+    def spans(self: DigestScheme, statement: Any) -> tuple[Span, ...]:
         return tuple(Span(i, PARTS, i, i + 1) for i in range(PARTS))
 
     def verify(

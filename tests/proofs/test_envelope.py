@@ -44,7 +44,7 @@ def test_a_third_party_scheme_is_found_by_its_entry_point(
     (tmp_path / "third_party_proofs.py").write_text(
         "class Echo:\n    name = 'echo'\n    needs = frozenset()\n"
         "    def refuses(self, sampling): return None\n"
-        "    def spans(self, proof): return ()\n"
+        "    def spans(self, statement): return ()\n"
         "    def prove(self, *_): return b''\n"
         "    def verify(self, *_): raise NotImplementedError\n"
     )

@@ -79,7 +79,7 @@ def by_definition(logits: np.ndarray, sampling: Sampling, position: int) -> np.n
     kept = len(order)
     if sampling.top_k is not None:
         kept = min(kept, sampling.top_k)
-    if sampling.top_p_ppm is not None:
+    if sampling.top_p_ppm not in (None, 1_000_000):  # all of the probability is all tokens
         exponents = logits[order[:kept]].astype(np.float64) * (1e6 / sampling.temperature_ppm)
         shares = np.exp(exponents - exponents[0])
         shares = shares.cumsum() / shares.sum()

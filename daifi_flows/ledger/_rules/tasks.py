@@ -195,30 +195,33 @@ def commit(ctx: Context, tx: Commit) -> Facts:
         ) from error
     if signer != header.node:
         refuse("bad-signature", f"the proof header was not signed by node {header.node}")
-    review_ppm = review_rate_ppm(ctx, task, tx.sender)
-    ctx.layer.put(
-        task.model_copy(
-            update={
-                "state": TaskState.COMMITTED,
-                "proof": header,
-                "proof_cid": tx.proof_cid,
-                "committer": tx.sender,
-                "answered_ms": ctx.now_ms,
-                "review_ppm": review_ppm,
-            }
-        )
+    registered = ctx.account(header.node).registered
+    operator = registered.operator if registered is not None else None
+    task = task.model_copy(
+        update={
+            "state": TaskState.COMMITTED,
+            "proof": header,
+            "proof_cid": tx.proof_cid,
+            "committer": tx.sender,
+            "answered_ms": ctx.now_ms,
+            "review_ppm": review_rate_ppm(ctx, task, tx.sender),
+            "operator": operator if operator != header.node else None,
+        }
     )
-    return _committed(task, header, review_ppm)
+    ctx.layer.put(task)
+    return _committed(task, header)
 
 
-def _committed(task: TaskRecord, header: ProofHeader, review_ppm: int) -> Facts:
-    """What seats are shown before a review: which proof, in which attempt, checked how often."""
+def _committed(task: TaskRecord, header: ProofHeader) -> Facts:
+    """What seats are shown before a review: which proof, in which attempt, checked how often, and
+    whose seats are to look at it last."""
     return {
         "task_id": task.task_id,
         "node": task.node,
         "content": header.digest(),
         "attempt": task.attempt,
-        "review_ppm": review_ppm,
+        "review_ppm": task.review_ppm,
+        "operator": task.operator,
     }
 
 
@@ -230,7 +233,7 @@ def _commit_again(ctx: Context, task: TaskRecord, tx: Commit) -> Facts:
     if tx.header.digest() != task.proof.digest():
         refuse("bad-field", "another proof was committed; only its content id can be given again")
     ctx.layer.put(task.model_copy(update={"other_cid": tx.proof_cid}))
-    return _committed(task, tx.header, task.review_ppm)
+    return _committed(task, tx.header)
 
 
 def release(ctx: Context, tx: Release) -> Facts:

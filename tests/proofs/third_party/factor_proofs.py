@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
-from daifi_flows.cnft import PPM, Content, Execution, Proof, Sampling
+from daifi_flows.cnft import PPM, Content, Execution, Proof, Sampling, Statement
 from daifi_flows.encoding import canonical, decode_canonical
 from daifi_flows.errors import EncodingError, ProofError
 from daifi_flows.proofs import WHOLE, Claim, Outcome, Reference, Span, Verdict
@@ -35,9 +35,9 @@ class FactorsScheme:
         """Nothing: no sampler takes part."""
         del sampling
 
-    def spans(self, proof: Proof) -> tuple[Span, ...]:
+    def spans(self, statement: Statement) -> tuple[Span, ...]:
         """One: the output is checked as a whole."""
-        del proof
+        del statement
         return (WHOLE,)
 
     def prove(self, claim: Claim, execution: Execution, workdir: Path) -> bytes:
