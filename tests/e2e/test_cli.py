@@ -76,7 +76,6 @@ def folders(tmp_path: Path) -> dict[str, str]:
         (["demo", "q", "--model-digest", "0x" + "ab" * 32], ["digest"]),
         (["demo", "q", "--model-digest", "seven"], ["hex"]),
         (["demo", "q", "--dishonest", "lazy"], ["lazy", "quantized"]),
-        (["demo", "q", "--address", "127.0.0.1:1"], ["127.0.0.1:1", "ray start"]),
         (["demo", "q", "--address", "nonsense"], ["nonsense"]),
         (["demo", "q", "--config", "{nowhere}"], ["cannot be read"]),
         (["demo", "q", "--config", "{bad}"], ["cannot be read"]),
@@ -100,6 +99,16 @@ def test_bad_input_is_one_clear_sentence(
     code, out, err = daifi(*filled)
     one_sentence(code, err, *words)
     assert out == ""
+
+
+def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    """In a process of its own: one that uses a Ray already says so instead."""
+    done = subprocess.run(
+        [sys.executable, "-m", "daifi_flows.cli", "demo", "q", "--address", "127.0.0.1:1"],
+        capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "DAIFI_HOME": str(tmp_path / "home")},
+    )  # fmt: skip
+    one_sentence(done.returncode, done.stderr, "127.0.0.1:1", "ray start")
 
 
 def test_debug_shows_the_traceback(daifi: Daifi) -> None:

@@ -15,11 +15,19 @@ from review_kit import Local, Script, Weather, check, committed
 from daifi_flows.cnft import FULL_WAVE, Basis, Decision, VoteChoice, VoteCommit
 from daifi_flows.encoding import keccak256
 from daifi_flows.errors import CommitteeError
-from daifi_flows.judges import HostLost, _rounds
+from daifi_flows.judges import HostLost, _rounds, make_committee
 from daifi_flows.judges._byzantine import BEHAVIOURS
 from daifi_flows.judges._client import ReviewClient
 from daifi_flows.judges._database import Database
-from daifi_flows.judges._messages import CommitReply, OpenReply, RevealReply, SignReply
+from daifi_flows.judges._messages import (
+    Case,
+    CommitReply,
+    OpenReply,
+    RevealReply,
+    SignReply,
+    pack,
+    subject_of,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -354,15 +362,65 @@ async def test_what_is_drawn_is_reviewed_whatever_its_rate(
         assert attestation.basis is Basis.REVIEWED and report.review_ppm == 999_999
 
 
+def replica(certifier: Any) -> Any:
+    """A copy of a ledger that knows one other committee."""
+
+    class Replica:
+        def certifier_of(self, header: Any) -> Any:
+            return certifier if certifier and header.committee == certifier.digest else None
+
+    return Replica
+
+
 async def test_a_receipt_of_an_earlier_committee_means_a_full_review(
-    hosts_of: Any, request_of: Any, seats: Any, seats_of: Any
+    hosts_of: Any, request_of: Any, seats: Any, tmp_path: Path
 ) -> None:
+    before = type(seats)(tmp_path, make_committee(tmp_path, 21, 3))
     request = request_of()
-    receipt = committed(request, seats, 0)
-    header = receipt.header.model_copy(update={"committee": seats_of(4).committee.digest})
-    request = replace(request, committed=receipt.model_copy(update={"header": header}))
-    attestation, report = await ReviewClient(hosts_of(3), seats.committee).review(request)
+    request = replace(request, committed=committed(request, before, 0))
+    known = hosts_of(3, folder="known", validator=replica(before.committee))
+    attestation, report = await ReviewClient(known, seats.committee).review(request)
     assert attestation.basis is Basis.REVIEWED and report.review_ppm == 1_000_000
+    for name, validator in (("none", None), ("unknown", replica(None))):
+        hosts = hosts_of(3, folder=name, validator=validator)
+        with pytest.raises(CommitteeError, match="which committee was to certify"):
+            await ReviewClient(hosts, seats.committee).review(request)
+
+
+async def test_seats_with_a_ledger_look_at_nothing_before_its_commit(
+    hosts_of: Any, request_of: Any, seats: Any
+) -> None:
+    """A node could have outputs reviewed until one passes, and commit only to that."""
+    client = ReviewClient(hosts_of(3, validator=replica(None)), seats.committee)
+    request = request_of()
+    with pytest.raises(CommitteeError, match="commit to it on the ledger first"):
+        await client.review(request)
+    receipt = committed(request, seats, 1_000_000)
+    attestation, _ = await client.review(replace(request, committed=receipt))
+    check(attestation, seats.committee, Decision.ACCEPTED)
+
+
+@pytest.mark.parametrize(
+    ("lie", "why"),
+    [
+        ({"chunks": 2}, "another number of parts"),
+        ({"operator": "0x" + "11" * 20}, "another operator"),
+        ({"review_ppm": 999_999}, "another review rate"),
+    ],
+)
+def test_what_was_committed_fixes_what_a_review_is_about(
+    office_of: Any, request_of: Any, seats: Any, lie: dict[str, Any], why: str
+) -> None:
+    """Whoever comes first can not bind seats to a subject that nobody else would ask about."""
+    request = request_of()
+    request = replace(request, committed=committed(request, seats, 1_000_000))
+    subject = subject_of(request)
+    docket = pack(Case.of(request).docket)
+    forged = type(subject).from_plain(subject.plain() | lie)
+    office = office_of()
+    with pytest.raises(CommitteeError, match=why):
+        office.open(forged.canonical(), docket)
+    assert office.open(subject.canonical(), docket).refused is None
 
 
 async def test_a_node_that_runs_seats_is_judged_by_others(

@@ -26,11 +26,14 @@ def align(claimed: str, expected: str) -> list[tuple[str, str]] | None:
     left, right = sentences(claimed), sentences(expected)
     if max(len(left), len(right)) > MAX_SENTENCES:
         return None
-    matcher = difflib.SequenceMatcher(
-        None, [_spelt(each) for each in left], [_spelt(each) for each in right], False
-    )
+    one, other = [_spelt(each) for each in left], [_spelt(each) for each in right]
+    # difflib takes the first of equally long common runs: which one hangs on the order of sides.
+    swapped = other < one
+    if swapped:
+        one, other = other, one
     pairs: list[tuple[str, str]] = []
-    for what, i, j, k, m in matcher.get_opcodes():
+    for what, *where in difflib.SequenceMatcher(None, one, other, False).get_opcodes():
+        i, j, k, m = (*where[2:], *where[:2]) if swapped else where
         if what == "equal":
             continue
         if j - i == m - k:
