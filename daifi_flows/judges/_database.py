@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from daifi_flows.errors import CommitteeError
 
 __all__ = ["Database"]
+
+LOCK_TIMEOUT_S: Final = 30.0
 
 
 class Database:
@@ -31,13 +34,27 @@ class Database:
         self._path = path
         self._lock = threading.Lock()
         try:
-            self._db = sqlite3.connect(path, timeout=30, check_same_thread=False)
+            self._db = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, check_same_thread=False)
             self._db.isolation_level = None
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(schema)
+            self._prepare(schema)
         except sqlite3.Error as error:
             raise CommitteeError(f"seat journal {path} cannot be used: {error}") from error
+
+    def _prepare(self, schema: str) -> None:
+        """Hosts that start together make the same file. SQLite does not wait for the lock where a
+        journal mode is set, or a reader becomes a writer: it is asked again."""
+        until = time.monotonic() + LOCK_TIMEOUT_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=FULL")
+                self._db.executescript(schema)
+                return
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+                if not busy or time.monotonic() > until:
+                    raise
+            time.sleep(0.02)
 
     def close(self) -> None:
         """Close the file."""

@@ -6,12 +6,13 @@ import asyncio
 import pickle
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from review_kit import check
+from review_kit import check, committed
 
 from daifi_flows.cnft import BlockHeader, Decision, QuorumCertificate
 from daifi_flows.errors import CommitteeError
@@ -152,6 +153,7 @@ async def test_killed_while_it_re_executes_the_review_finishes(
     client = CommitteeClient(hosts, seats.committee, timeout_s=120)
     review = asyncio.ensure_future(client.review(request_of()))
     while not count.exists() or len(count.read_text()) < 2:
+        assert not review.done(), review.exception()
         await asyncio.sleep(0.05)
     ray.kill(hosts[0], no_restart=False)
     gate.touch()
@@ -167,8 +169,11 @@ async def test_blocks_are_certified_while_a_review_runs(
     hosts = start(2, reference=doubling(wait_for=gate, count=count), validator=chain_factory())
     certifier = RayCertifier(hosts, seats.committee)
     client = CommitteeClient(hosts, seats.committee, timeout_s=120)
-    review = asyncio.ensure_future(client.review(request_of()))
+    request = request_of()
+    request = replace(request, committed=committed(request, seats, 1_000_000))
+    review = asyncio.ensure_future(client.review(request))
     while not count.exists():
+        assert not review.done(), review.exception()
         await asyncio.sleep(0.05)
     partials = await certifier.certify(header(1), b"1", history)
     assert len(partials) == 21 and not review.done()
