@@ -45,8 +45,8 @@ class Plot:
         ys = [y for line in self.lines for _, y in line.points]
         ys += [y for line in self.lines for pair in line.band for y in pair]
         ys += [0.0] if self.zero else []
-        x_of = _scale(min(xs), max(xs), self.x_log, _LEFT, _WIDTH - _RIGHT)
-        y_of = _scale(min(ys), max(ys), self.y_log, _HEIGHT - _BOTTOM, _TOP)
+        x_of = _Scale(min(xs), max(xs), self.x_log, _LEFT, _WIDTH - _RIGHT)
+        y_of = _Scale(min(ys), max(ys), self.y_log, _HEIGHT - _BOTTOM, _TOP)
         parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
             'font-family="Helvetica, Arial, sans-serif" font-size="12">',
@@ -112,7 +112,7 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
-class _scale:  # noqa: N801 (a function with a state)
+class _Scale:
     """Maps values to places."""
 
     def __init__(self, low: float, high: float, log: bool, start: float, end: float) -> None:

@@ -298,9 +298,6 @@ class Execution:
         task = await settlement.task(self.task_id)
         assert task is not None, "a committed task is known"
         committed, committee = self.commit_receipt, await settlement.committee()
-        # As the ledger has it: a driver that goes on later must ask the seats the same again.
-        registered = (await settlement.account(node.address)).registered or node
-        operator = None if registered.operator == node.address else registered.operator
         self.tell(StepState.REVIEWING, "the committee is checking the proof")
         request = ReviewRequest(
             ledger_id=settlement.ledger_id,
@@ -311,7 +308,8 @@ class Execution:
             result=result,
             materials=self.request.materials.shown,
             committed=committed,
-            operator=operator,
+            # As of the commit, whatever was registered since: so the seats are asked about it.
+            operator=committed.leaf.operator if committed is not None else None,
         )
         attestation, report = await self.life.committee.review(request)
         self._time("review", started)

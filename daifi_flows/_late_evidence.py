@@ -55,17 +55,10 @@ async def _accuse(
         return ()
     result = NodeResult.from_canonical(home.result_path(record.spec.task_id).read_bytes())
     rate_ppm = None if draft.committed is None else draft.committed.leaf.review_ppm
-    subject = Subject(
-        ledger_id=attestation.ledger_id,
-        committee=committee.digest,
-        epoch=attestation.epoch,
-        task_id=attestation.task_id,
-        attempt=attestation.attempt,
-        node=attestation.node,
-        output_cid=attestation.output_cid,
-        proof_cid=attestation.proof_cid,
-        min_confidence_ppm=record.spec.review.min_confidence_ppm,
-        deadline_ms=record.spec.deadline_ms,
+    subject = Subject.settled(
+        attestation,
+        record.spec,
+        committee.digest,
         chunks=len(spans_of(result.proof)),
         review_ppm=PPM if rate_ppm is None else rate_ppm,
         operator=draft.core.operator,

@@ -114,17 +114,10 @@ def _check_draw(
     core, attestation = metadata.core, metadata.attestation
     if committee.group_key is None:
         raise CommitteeError("the committee at hand has no group key to check the draw with")
-    subject = Subject(
-        ledger_id=attestation.ledger_id,
-        committee=committee.digest,
-        epoch=attestation.epoch,
-        task_id=attestation.task_id,
-        attempt=attestation.attempt,
-        node=attestation.node,
-        output_cid=attestation.output_cid,
-        proof_cid=attestation.proof_cid,
-        min_confidence_ppm=core.spec.review.min_confidence_ppm,
-        deadline_ms=core.spec.deadline_ms,
+    subject = Subject.settled(
+        attestation,
+        core.spec,
+        committee.digest,
         chunks=len(spans_of(proof)),
         review_ppm=rate,
         operator=core.operator,

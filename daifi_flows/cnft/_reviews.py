@@ -101,6 +101,38 @@ class Subject(Noun):
             operator=request.operator if receipt is None else receipt.leaf.operator,
         )
 
+    @classmethod
+    def settled(
+        cls,
+        attestation: Attestation,
+        spec: TaskSpec,
+        committee: bytes,
+        *,
+        chunks: int,
+        review_ppm: int,
+        operator: str | None,
+    ) -> Subject:
+        """The subject of the review that ended in an attestation.
+
+        Args:
+            committee: digest of the committee that signed.
+        """
+        return cls(
+            ledger_id=attestation.ledger_id,
+            committee=committee,
+            epoch=attestation.epoch,
+            task_id=attestation.task_id,
+            attempt=attestation.attempt,
+            node=attestation.node,
+            output_cid=attestation.output_cid,
+            proof_cid=attestation.proof_cid,
+            min_confidence_ppm=spec.review.min_confidence_ppm,
+            deadline_ms=spec.deadline_ms,
+            chunks=chunks,
+            review_ppm=review_ppm,
+            operator=operator,
+        )
+
     @property
     def digest(self) -> bytes:
         """What votes name, 32 bytes."""
